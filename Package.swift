@@ -1,0 +1,58 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// Every Swift target is built with the same strict settings; warnings are errors everywhere.
+let strict: [SwiftSetting] = [
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+    .enableExperimentalFeature("Lifetimes"),
+    .treatAllWarnings(as: .error),
+]
+
+// A generic or a small function that does not cross its module's border costs a call on the data path.
+let hot: [SwiftSetting] =
+    strict + [.unsafeFlags(["-cross-module-optimization"], .when(configuration: .release))]
+
+let libfabric = Target.Dependency.target(name: "LibfabricProvider", condition: .when(traits: ["Libfabric"]))
+
+let package = Package(
+    name: "transfer-engine",
+    products: [
+        .library(name: "TransferEngine", targets: ["TransferEngine"]),
+        .executable(name: "te", targets: ["te"]),
+    ],
+    traits: [
+        .trait(name: "Libfabric", description: "TCP, EFA and verbs through libfabric (loaded at run time)"),
+        .default(enabledTraits: ["Libfabric"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser.git", from: "1.5.0")
+    ],
+    targets: [
+        .target(name: "CPlatform"),
+        .target(name: "CLibfabric"),
+        .target(name: "TransferCore", swiftSettings: hot),
+        .target(
+            name: "SharedMemoryProvider", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot),
+        .target(name: "SimulatedProvider", dependencies: ["TransferCore"], swiftSettings: hot),
+        .target(
+            name: "LibfabricProvider", dependencies: ["TransferCore", "CPlatform", "CLibfabric"],
+            swiftSettings: hot),
+        .target(
+            name: "TransferEngine",
+            dependencies: [
+                "TransferCore", "CPlatform", "SharedMemoryProvider", "SimulatedProvider", libfabric,
+            ],
+            swiftSettings: hot),
+        .executableTarget(
+            name: "te",
+            dependencies: [
+                "TransferEngine", "CPlatform",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: hot),
+    ],
+    swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,162 @@
+#include "CPlatform.h"
+
+static _Thread_local char thread_token;
+uintptr_t te_thread_token(void) { return (uintptr_t)&thread_token; }
+
+int te_pin_self(int cpu) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return sched_setaffinity(0, sizeof set, &set) ? -errno : 0;
+}
+
+int te_allowed_cpus(int *cpus, int capacity) {
+    cpu_set_t set;
+    int count = 0;
+    if (sched_getaffinity(0, sizeof set, &set)) return -errno;
+    for (int cpu = 0; cpu < CPU_SETSIZE && count < capacity; cpu++)
+        if (CPU_ISSET(cpu, &set)) cpus[count++] = cpu;
+    return count;
+}
+
+int te_name_thread(const char *name) {
+    return -pthread_setname_np(pthread_self(), name);
+}
+
+int te_memory_file(const char *name, uint64_t length, int huge) {
+    int fd = memfd_create(name, MFD_CLOEXEC | (huge ? MFD_HUGETLB : 0));
+    if (fd < 0) return -errno;
+    if (ftruncate(fd, (off_t)length)) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+int te_event_new(void) {
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+int te_event_signal(int fd) {
+    uint64_t one = 1;
+    return write(fd, &one, sizeof one) < 0 && errno != EAGAIN ? -errno : 0;
+}
+
+int te_event_drain(int fd) {
+    uint64_t count;
+    return read(fd, &count, sizeof count) < 0 && errno != EAGAIN ? -errno : 0;
+}
+
+static socklen_t abstract_address(const char *name, struct sockaddr_un *address) {
+    size_t length = strlen(name);
+    if (length > sizeof address->sun_path - 1) length = sizeof address->sun_path - 1;
+    memset(address, 0, sizeof *address);
+    address->sun_family = AF_UNIX;
+    memcpy(address->sun_path + 1, name, length);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length);
+}
+
+int te_unix_listen(const char *name) {
+    struct sockaddr_un address;
+    socklen_t length = abstract_address(name, &address);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -errno;
+    if (bind(fd, (struct sockaddr *)&address, length) || listen(fd, 128)) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+int te_unix_connect(const char *name) {
+    struct sockaddr_un address;
+    socklen_t length = abstract_address(name, &address);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -errno;
+    struct timeval patience = {.tv_sec = 10};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    if (connect(fd, (struct sockaddr *)&address, length)) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+int te_unix_accept(int listener) {
+    int fd = accept4(listener, 0, 0, SOCK_CLOEXEC);
+    if (fd < 0) return -errno;
+    struct ucred other;
+    socklen_t length = sizeof other;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &other, &length) || other.uid != geteuid()) {
+        close(fd);
+        return -EPERM;
+    }
+    return fd;
+}
+
+int te_unix_peer_process(int fd) {
+    struct ucred other;
+    socklen_t length = sizeof other;
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &other, &length) ? -errno : other.pid;
+}
+
+int te_unix_send(int fd, const void *bytes, size_t length, const int *fds, int fd_count) {
+    union {
+        char space[CMSG_SPACE(4 * sizeof(int))];
+        struct cmsghdr alignment;
+    } control;
+    struct iovec part = {.iov_base = (void *)bytes, .iov_len = length};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (fd_count > 4) return -EINVAL;
+    if (fd_count > 0) {
+        message.msg_control = control.space;
+        message.msg_controllen = CMSG_SPACE((size_t)fd_count * sizeof(int));
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN((size_t)fd_count * sizeof(int));
+        memcpy(CMSG_DATA(header), fds, (size_t)fd_count * sizeof(int));
+    }
+    ssize_t sent;
+    do sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -errno : 0;
+}
+
+int te_unix_receive(int fd, void *bytes, size_t capacity, int *fds, int fd_capacity, int *fd_count) {
+    union {
+        char space[CMSG_SPACE(4 * sizeof(int))];
+        struct cmsghdr alignment;
+    } control;
+    struct iovec part = {.iov_base = bytes, .iov_len = capacity};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};
+    ssize_t got;
+    *fd_count = 0;
+    do got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    while (got < 0 && errno == EINTR);
+    if (got < 0) return -errno;
+    for (struct cmsghdr *h = CMSG_FIRSTHDR(&message); h; h = CMSG_NXTHDR(&message, h)) {
+        if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS) continue;
+        int count = (int)((h->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        for (int i = 0; i < count; i++) {
+            int one;
+            memcpy(&one, CMSG_DATA(h) + (size_t)i * sizeof one, sizeof one);
+            if (*fd_count < fd_capacity) fds[(*fd_count)++] = one;
+            else close(one);
+        }
+    }
+    return (int)got;
+}
+
+long te_write_process(int pid, const void *source, uint64_t target, size_t length) {
+    struct iovec local = {.iov_base = (void *)source, .iov_len = length};
+    struct iovec remote = {.iov_base = (void *)(uintptr_t)target, .iov_len = length};
+    ssize_t done = process_vm_writev(pid, &local, 1, &remote, 1, 0);
+    return done < 0 ? -errno : done;
+}

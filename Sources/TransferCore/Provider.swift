@@ -1,0 +1,247 @@
+/// One NIC, or what stands for one: the contract between the engine and the code that drives a fabric.
+///
+/// What an implementer must keep:
+/// * **Threads.** The engine calls a domain from one thread at a time: the worker of its device. `importRegion`,
+///   `register`, `deregister` and `close` may take long; `post`, `send` and `poll` never block and never allocate
+///   once warm.
+/// * **Delivery.** Reliable, in any order. A completion means that the source may be reused **and** that the data is
+///   in the target's memory; nothing of that work request can happen afterwards.
+/// * **Counting.** The immediate of a request is added to the target's `TargetPage` once, after all its data is there.
+///   Who adds (the target's poll, or the writer through shared memory) is the provider's affair.
+/// * **Errors.** What is known at once is returned by `post`; what comes later is a completion with a status. A provider
+///   never traps on anything a peer sent.
+/// * **Sleeping.** `prepareToSleep` returns false when there may be work; otherwise `wakeDescriptor` becomes
+///   readable when there is.
+public protocol FabricDomain: AnyObject {
+    /// What this NIC is and can do; constant.
+    var attributes: DomainAttributes { get }
+    /// The address that peers connect to, at most `Limits.addressBytes`.
+    var address: [UInt8] { get }
+
+    /// Makes memory known to the NIC.
+    func register(_ region: LocalRegion) throws(TransferError) -> DomainKey
+    /// Ends a registration; afterwards no write of a peer through this NIC can land there.
+    func deregister(_ region: LocalRegion, key: DomainKey)
+
+    /// Resolves NIC `nic` of a peer's region: connects if that is needed, maps if that is possible.
+    func importRegion(_ remote: RemoteRegion, nic: Int) throws(TransferError) -> ImportedKey
+    /// Ends an import; no request uses the key any more.
+    func releaseImport(_ key: ImportedKey)
+
+    /// Starts requests in the order given. Returns how many were taken; the rest were not touched.
+    func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult
+    /// Starts a two-sided message of at most `Limits.messageBytes`; the payload is copied before this returns.
+    func send(_ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64) -> PostResult
+
+    /// Makes progress and returns completions and messages. A message's bytes are valid until the next call.
+    func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int
+
+    /// Arms the wake-up; false when there may already be something to poll.
+    func prepareToSleep() -> Bool
+    /// A file descriptor that is readable when there is something to poll, or -1 when `TargetPage.sleeping` suffices.
+    var wakeDescriptor: Int32 { get }
+
+    /// Releases everything. Nothing is called afterwards.
+    func close()
+}
+
+/// What a NIC is and can do.
+public struct DomainAttributes: Hashable, Sendable {
+    /// The provider, for people: `shm`, `libfabric`, `sim`.
+    public var provider: String
+    /// The fabric: two NICs can talk when these are equal.
+    public var fabric: String
+    /// The NIC, for people: an interface, a device, an address.
+    public var name: String
+    /// Link speed in Mbit/s; NICs of a device share its work in proportion.
+    public var megabitsPerSecond: UInt32
+    /// Largest single write in bytes; the engine cuts longer ones.
+    public var maximumWriteBytes: UInt64
+    /// Whether one request may carry more than one count, so that neighbouring pages can travel as one write.
+    public var countsMany: Bool
+
+    public init(
+        provider: String, fabric: String, name: String, megabitsPerSecond: UInt32, maximumWriteBytes: UInt64,
+        countsMany: Bool
+    ) {
+        self.provider = provider
+        self.fabric = fabric
+        self.name = name
+        self.megabitsPerSecond = megabitsPerSecond
+        self.maximumWriteBytes = maximumWriteBytes
+        self.countsMany = countsMany
+    }
+}
+
+/// Local memory, as providers see it.
+public struct LocalRegion: @unchecked Sendable {
+    // SAFETY: plain numbers; the caller of `register` promises that the memory stays until `deregister`.
+    public var index: UInt32
+    public var generation: UInt32
+    public var access: Access
+    public var secret: UInt64
+    public var base: UnsafeMutableRawPointer
+    public var length: Int
+    /// The memory file behind engine-allocated memory, or -1; byte 0 of the file is `base`.
+    public var memoryFile: Int32
+    /// Whether all pages exist already, so that a peer may map them in one go.
+    public var isPopulated: Bool
+
+    public init(
+        index: UInt32, generation: UInt32, access: Access, secret: UInt64, base: UnsafeMutableRawPointer,
+        length: Int, memoryFile: Int32, isPopulated: Bool
+    ) {
+        self.index = index
+        self.generation = generation
+        self.access = access
+        self.secret = secret
+        self.base = base
+        self.length = length
+        self.memoryFile = memoryFile
+        self.isPopulated = isPopulated
+    }
+}
+
+/// What a registration is on one NIC.
+public struct DomainKey: Sendable {
+    /// What local requests carry (`WorkRequest.localKey`).
+    public var local: UInt64
+    /// What peers need (`RemoteRegion.NIC.key`).
+    public var remote: UInt64
+    /// The address of the first byte for peers (`RemoteRegion.NIC.base`).
+    public var base: UInt64
+
+    public init(local: UInt64, remote: UInt64, base: UInt64) {
+        self.local = local
+        self.remote = remote
+        self.base = base
+    }
+}
+
+/// A peer's region, resolved for one pair of NICs. The fields mean what the provider wants; plain data.
+public struct ImportedKey {
+    /// The peer in the provider's table.
+    public var peer: Int
+    /// The remote key.
+    public var key: UInt64
+    /// The address of the first byte.
+    public var base: UInt64
+    /// Where the region is mapped in this process, or 0.
+    public var mapping: UInt
+    /// Bytes of the mapping.
+    public var mappedBytes: Int
+    /// The region's place and generation, for software transports.
+    public var index: UInt32
+    public var generation: UInt32
+    public var secret: UInt64
+    /// Largest write that this pair takes; the engine cuts longer ones.
+    public var maximumWriteBytes: UInt64
+
+    public init(remote: RemoteRegion, nic: Int, peer: Int, maximumWriteBytes: UInt64) {
+        self.peer = peer
+        key = remote.nics[nic].key
+        base = remote.nics[nic].base
+        mapping = 0
+        mappedBytes = 0
+        index = remote.index
+        generation = remote.generation
+        secret = remote.secret
+        self.maximumWriteBytes = maximumWriteBytes
+    }
+}
+
+/// One write for one NIC: plain data, valid only during `post`.
+public struct WorkRequest {
+    /// Comes back in the completion.
+    public var context: UInt64
+    /// First byte of the source.
+    public var source: UnsafeRawPointer
+    /// Bytes; 0 is an immediate without data.
+    public var length: Int
+    /// `DomainKey.local` of the source's region.
+    public var localKey: UInt64
+    /// The target, which stays in place while requests to it are in flight.
+    public var target: UnsafePointer<ImportedKey>
+    /// Byte offset in the target region; validated by the engine against the descriptor's length.
+    public var targetOffset: UInt64
+    /// The caller's 30 bits.
+    public var immediate: UInt32
+    /// Eighths of a count to add; 0 is a write without an immediate.
+    public var eighths: UInt32
+
+    @inlinable public init(
+        context: UInt64, source: UnsafeRawPointer, length: Int, localKey: UInt64,
+        target: UnsafePointer<ImportedKey>, targetOffset: UInt64, immediate: UInt32, eighths: UInt32
+    ) {
+        self.context = context
+        self.source = source
+        self.length = length
+        self.localKey = localKey
+        self.target = target
+        self.targetOffset = targetOffset
+        self.immediate = immediate
+        self.eighths = eighths
+    }
+}
+
+/// How a work request ended.
+public enum WorkStatus: UInt8, Error, Sendable {
+    case success
+    /// Nothing was taken: the queue is full, poll and post again.
+    case again
+    /// The region at the target is gone or has another generation.
+    case staleRegion
+    /// The key is wrong, or the region does not allow it.
+    case accessDenied
+    case outOfRange
+    case peerLost
+    /// Something else; `detail` has the provider's number.
+    case providerFailed
+}
+
+/// What `post` did.
+public struct PostResult {
+    /// Requests taken, from the front.
+    public var accepted: Int
+    /// Whether those taken are complete already and will not be reported by `poll`.
+    public var isComplete: Bool
+    /// Why the next one was not taken; `success` when all were.
+    public var status: WorkStatus
+    /// The provider's error number.
+    public var detail: Int32
+
+    @inlinable public init(accepted: Int, isComplete: Bool, status: WorkStatus, detail: Int32 = 0) {
+        self.accepted = accepted
+        self.isComplete = isComplete
+        self.status = status
+        self.detail = detail
+    }
+}
+
+/// What `poll` returns: the end of requests, or a message.
+public struct Completion {
+    /// The context of the requests, or for a message the sender's `EngineID`.
+    public var context: UInt64
+    /// How many requests of this context ended; 0 marks a message.
+    public var count: UInt32
+    public var status: WorkStatus
+    public var detail: Int32
+    /// A message's bytes, valid until the next poll.
+    public var message: UnsafeRawBufferPointer
+
+    @inlinable public init(context: UInt64, count: UInt32, status: WorkStatus = .success, detail: Int32 = 0) {
+        self.context = context
+        self.count = count
+        self.status = status
+        self.detail = detail
+        message = UnsafeRawBufferPointer(start: nil, count: 0)
+    }
+
+    @inlinable public init(message: UnsafeRawBufferPointer, from sender: UInt64) {
+        context = sender
+        count = 0
+        status = .success
+        detail = 0
+        self.message = message
+    }
+}

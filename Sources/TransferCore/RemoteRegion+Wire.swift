@@ -1,0 +1,114 @@
+extension RemoteRegion {
+    private static let magic: [UInt8] = [0x54, 0x45, 0x52]  // "TER"
+
+    /// The compact binary form, about 60 bytes and 30 to 60 more for each NIC.
+    /// - Complexity: O(number of NICs).
+    public func encoded() -> [UInt8] {
+        var writer = ByteWriter()
+        write(to: &writer, magic: Self.magic)
+        writer.write(CRC32C.checksum(writer.bytes))
+        return writer.bytes
+    }
+
+    /// Reads the binary form.
+    /// - Throws: `malformedDescriptor` for damaged, truncated or overlong bytes, `unsupportedVersion` for another version.
+    public init(decoding bytes: some Collection<UInt8>) throws(TransferError) {
+        let bytes = try checked([UInt8](bytes), magic: Self.magic)
+        var reader = ByteReader(bytes.span.bytes)
+        self = try RemoteRegion(from: &reader)
+        guard reader.remaining == 0 else { throw .overlong }
+    }
+
+    fileprivate func write(to writer: inout ByteWriter, magic: [UInt8]) {
+        precondition(nics.count <= Limits.nicsPerDevice, "a descriptor names at most 8 NICs")
+        for byte in magic { writer.write(byte) }
+        writer.write(Self.version)
+        writer.write(access.rawValue)
+        writer.write(UInt8(nics.count))
+        writer.write(device)
+        writer.write(index)
+        writer.write(generation)
+        for value in [engine.rawValue, length, base, secret] { writer.write(value) }
+        for nic in nics {
+            writer.write(counted: nic.fabric.utf8.prefix(Limits.nameBytes))
+            writer.write(counted: nic.address.prefix(Limits.addressBytes))
+            writer.write(nic.megabitsPerSecond)
+            writer.write(nic.key)
+            writer.write(nic.base)
+        }
+    }
+
+    fileprivate init(from reader: inout ByteReader) throws(TransferError) {
+        for _ in 0..<4 { _ = try reader.read(UInt8.self) }
+        access = Access(rawValue: try reader.read())
+        let nicCount = Int(try reader.read(UInt8.self))
+        guard nicCount <= Limits.nicsPerDevice else {
+            throw TransferError(.malformedDescriptor, "a descriptor with \(nicCount) NICs")
+        }
+        device = try reader.read()
+        index = try reader.read()
+        generation = try reader.read()
+        engine = EngineID(rawValue: try reader.read())
+        length = try reader.read()
+        base = try reader.read()
+        secret = try reader.read()
+        guard length <= UInt64(Int.max), !base.addingReportingOverflow(length).overflow else {
+            throw TransferError(.malformedDescriptor, "a region that does not fit into an address space")
+        }
+        nics = []
+        for _ in 0..<nicCount {
+            nics.append(
+                NIC(
+                    fabric: try reader.readString(limit: Limits.nameBytes),
+                    address: try reader.readBytes(limit: Limits.addressBytes),
+                    megabitsPerSecond: try reader.read(), key: try reader.read(), base: try reader.read()))
+        }
+    }
+}
+
+extension EngineAddress {
+    private static let magic: [UInt8] = [0x54, 0x45, 0x41]  // "TEA"
+
+    /// The compact binary form.
+    public func encoded() -> [UInt8] {
+        var writer = ByteWriter()
+        landing.write(to: &writer, magic: Self.magic)
+        writer.write(counted: name.utf8.prefix(Limits.nameBytes))
+        writer.write(CRC32C.checksum(writer.bytes))
+        return writer.bytes
+    }
+
+    /// Reads the binary form.
+    /// - Throws: `malformedDescriptor` or `unsupportedVersion`, as for `RemoteRegion`.
+    public init(decoding bytes: some Collection<UInt8>) throws(TransferError) {
+        let bytes = try checked([UInt8](bytes), magic: Self.magic)
+        var reader = ByteReader(bytes.span.bytes)
+        landing = try RemoteRegion(from: &reader)
+        name = try reader.readString(limit: Limits.nameBytes)
+        guard reader.remaining == 0 else { throw .overlong }
+    }
+}
+
+/// Checks magic, version and checksum; returns the bytes without the checksum.
+private func checked(_ bytes: [UInt8], magic: [UInt8]) throws(TransferError) -> [UInt8] {
+    guard bytes.count >= 8 else { throw .truncated }
+    guard bytes.starts(with: magic) else {
+        throw TransferError(.malformedDescriptor, "these bytes are not a descriptor of this kind")
+    }
+    let body = bytes.dropLast(4)
+    let found = bytes.suffix(4).reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) }
+    guard CRC32C.checksum(body) == found else {
+        throw TransferError(.malformedDescriptor, "the descriptor's checksum is wrong: it was altered on its way")
+    }
+    guard bytes[3] == RemoteRegion.version else {
+        throw TransferError(
+            .unsupportedVersion,
+            "descriptor version \(bytes[3]), this library reads \(RemoteRegion.version); update the older side")
+    }
+    return Array(body)
+}
+
+extension TransferError {
+    fileprivate static let overlong = TransferError(
+        .malformedDescriptor, "the descriptor has bytes after its end")
+}

@@ -1,0 +1,75 @@
+/// Bounds-checked reading of little-endian bytes. Every descriptor and every frame from a peer goes through here.
+public struct ByteReader: ~Escapable {
+    private let bytes: RawSpan
+    private var offset = 0
+
+    @_lifetime(copy bytes)
+    public init(_ bytes: RawSpan) { self.bytes = bytes }
+
+    /// Bytes not read yet.
+    public var remaining: Int { bytes.byteCount - offset }
+
+    /// Reads one little-endian integer.
+    public mutating func read<T: FixedWidthInteger & BitwiseCopyable>(_ type: T.Type = T.self)
+        throws(TransferError) -> T
+    {
+        guard remaining >= MemoryLayout<T>.size else { throw .truncated }
+        defer { offset += MemoryLayout<T>.size }
+        return T(littleEndian: bytes.unsafeLoadUnaligned(fromByteOffset: offset, as: T.self))
+    }
+
+    /// Reads a length byte and as many bytes, at most `limit`.
+    public mutating func readBytes(limit: Int) throws(TransferError) -> [UInt8] {
+        let count = Int(try read(UInt8.self))
+        guard count <= limit, count <= remaining else { throw .truncated }
+        var result = [UInt8]()
+        result.reserveCapacity(count)
+        for _ in 0..<count { result.append(try read(UInt8.self)) }
+        return result
+    }
+
+    /// Reads a length byte and as much UTF-8, at most `limit` bytes.
+    public mutating func readString(limit: Int) throws(TransferError) -> String {
+        guard let text = String(validating: try readBytes(limit: limit), as: UTF8.self) else {
+            throw TransferError(.malformedDescriptor, "a name in the descriptor is not UTF-8")
+        }
+        return text
+    }
+}
+
+/// Builds little-endian bytes.
+public struct ByteWriter {
+    /// What has been written.
+    public private(set) var bytes: [UInt8] = []
+
+    public init() {}
+
+    /// Appends one integer, little-endian.
+    public mutating func write<T: FixedWidthInteger>(_ value: T) {
+        withUnsafeBytes(of: value.littleEndian) { bytes.append(contentsOf: $0) }
+    }
+
+    /// Appends a length byte and the bytes. Traps above 255 bytes: callers validate first.
+    public mutating func write(counted value: some Collection<UInt8>) {
+        write(UInt8(value.count))
+        bytes.append(contentsOf: value)
+    }
+}
+
+extension TransferError {
+    static let truncated = TransferError(
+        .malformedDescriptor, "the bytes end too early; ask the peer for the descriptor again")
+}
+
+/// CRC-32C (Castagnoli, RFC 3720 appendix B.4): tells damaged descriptors from whole ones. Not a signature.
+enum CRC32C {
+    private static let table: [UInt32] = (0..<256).map { index in
+        (0..<8).reduce(UInt32(index)) { value, _ in
+            value & 1 == 0 ? value >> 1 : value >> 1 ^ 0x82F6_3B78
+        }
+    }
+
+    static func checksum(_ bytes: some Sequence<UInt8>) -> UInt32 {
+        ~bytes.reduce(~0) { table[Int(UInt8(truncatingIfNeeded: $0) ^ $1)] ^ $0 >> 8 }
+    }
+}
