@@ -34,8 +34,9 @@ let package = Package(
         .target(name: "CPlatform"),
         .target(name: "CLibfabric"),
         .target(name: "TransferCore", swiftSettings: hot),
+        .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot),
         .target(
-            name: "SharedMemoryProvider", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot),
+            name: "SharedMemoryProvider", dependencies: ["TransferCore", "Platform", "CPlatform"], swiftSettings: hot),
         .target(name: "SimulatedProvider", dependencies: ["TransferCore"], swiftSettings: hot),
         .target(
             name: "LibfabricProvider", dependencies: ["TransferCore", "CPlatform", "CLibfabric"],
@@ -43,7 +44,7 @@ let package = Package(
         .target(
             name: "TransferEngine",
             dependencies: [
-                "TransferCore", "CPlatform", "SharedMemoryProvider", "SimulatedProvider", libfabric,
+                "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider", libfabric,
             ],
             swiftSettings: hot),
         .executableTarget(

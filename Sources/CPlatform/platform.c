@@ -1,4 +1,30 @@
+#define _GNU_SOURCE
 #include "CPlatform.h"
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t nanoseconds(clockid_t clock) {
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+uint64_t te_monotonic_nanoseconds(void) { return nanoseconds(CLOCK_MONOTONIC); }
+uint64_t te_process_cpu_nanoseconds(void) { return nanoseconds(CLOCK_PROCESS_CPUTIME_ID); }
 
 static _Thread_local char thread_token;
 uintptr_t te_thread_token(void) { return (uintptr_t)&thread_token; }
@@ -154,9 +180,28 @@ int te_unix_receive(int fd, void *bytes, size_t capacity, int *fds, int fd_capac
     return (int)got;
 }
 
-long te_write_process(int pid, const void *source, uint64_t target, size_t length) {
-    struct iovec local = {.iov_base = (void *)source, .iov_len = length};
-    struct iovec remote = {.iov_base = (void *)(uintptr_t)target, .iov_len = length};
-    ssize_t done = process_vm_writev(pid, &local, 1, &remote, 1, 0);
+_Static_assert(sizeof(struct te_range) == sizeof(struct iovec), "te_range is an iovec");
+
+long te_write_process(int pid, const struct te_range *source, const struct te_range *target, int count) {
+    ssize_t done = process_vm_writev(
+        pid, (const struct iovec *)source, (unsigned long)count, (const struct iovec *)target, (unsigned long)count, 0);
     return done < 0 ? -errno : done;
 }
+
+int te_die_with_parent(void) { return prctl(PR_SET_PDEATHSIG, SIGKILL) ? -errno : 0; }
+
+void te_close(int file) { close(file); }
+
+void te_wait_readable(const int *files, int count, int milliseconds) {
+    struct pollfd entries[64];
+    if (count > 64) count = 64;
+    for (int i = 0; i < count; i++) entries[i] = (struct pollfd){.fd = files[i], .events = POLLIN};
+    poll(entries, (nfds_t)count, milliseconds);
+}
+
+void te_futex_wait(const void *word, uint32_t expected, uint64_t nanoseconds) {
+    struct timespec t = {(time_t)(nanoseconds / 1000000000), (long)(nanoseconds % 1000000000)};
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, &t, 0, 0);
+}
+
+void te_futex_wake(const void *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, 0, 0, 0); }

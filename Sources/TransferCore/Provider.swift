@@ -59,10 +59,12 @@ public struct DomainAttributes: Hashable, Sendable {
     public var maximumWriteBytes: UInt64
     /// Whether one request may carry more than one count, so that neighbouring pages can travel as one write.
     public var countsMany: Bool
+    /// Largest request in bytes that may carry more than one count.
+    public var countsManyBytes: UInt64
 
     public init(
         provider: String, fabric: String, name: String, megabitsPerSecond: UInt32, maximumWriteBytes: UInt64,
-        countsMany: Bool
+        countsMany: Bool, countsManyBytes: UInt64 = .max
     ) {
         self.provider = provider
         self.fabric = fabric
@@ -70,6 +72,7 @@ public struct DomainAttributes: Hashable, Sendable {
         self.megabitsPerSecond = megabitsPerSecond
         self.maximumWriteBytes = maximumWriteBytes
         self.countsMany = countsMany
+        self.countsManyBytes = countsManyBytes
     }
 }
 
@@ -136,6 +139,8 @@ public struct ImportedKey {
     public var secret: UInt64
     /// Largest write that this pair takes; the engine cuts longer ones.
     public var maximumWriteBytes: UInt64
+    /// Whether `post` completes every request to this target that it accepts.
+    public var completesAtOnce = false
 
     public init(remote: RemoteRegion, nic: Int, peer: Int, maximumWriteBytes: UInt64) {
         self.peer = peer

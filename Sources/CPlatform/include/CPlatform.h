@@ -2,29 +2,8 @@
 // Every function returns 0 or a non-negative value on success and -errno on failure, unless said otherwise.
 #ifndef CPLATFORM_H
 #define CPLATFORM_H
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/types.h>
-#include <sys/uio.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 /// Tells the core that this is a spin loop.
 static inline void te_cpu_relax(void) {
@@ -36,18 +15,9 @@ static inline void te_cpu_relax(void) {
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC.
-static inline uint64_t te_monotonic_nanoseconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
+uint64_t te_monotonic_nanoseconds(void);
 /// Nanoseconds of CPU time that the whole process has used.
-static inline uint64_t te_process_cpu_nanoseconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
+uint64_t te_process_cpu_nanoseconds(void);
 
 /// A number that is different for every running thread: the address of a thread-local.
 uintptr_t te_thread_token(void);
@@ -62,6 +32,13 @@ int te_memory_file(const char *name, uint64_t length, int huge);
 int te_event_new(void);
 int te_event_signal(int fd);
 int te_event_drain(int fd);
+void te_close(int file);
+
+/// Waits until one of at most 64 files is readable.
+void te_wait_readable(const int *files, int count, int milliseconds);
+/// Sleeps while the 32-bit word at `word` is `expected`, for at most `nanoseconds`; wakes all who sleep on it.
+void te_futex_wait(const void *word, uint32_t expected, uint64_t nanoseconds);
+void te_futex_wake(const void *word);
 
 /// Listens on, or connects to, the abstract Unix socket `name` (SOCK_SEQPACKET).
 int te_unix_listen(const char *name);
@@ -74,6 +51,14 @@ int te_unix_receive(int fd, void *bytes, size_t capacity, int *fds, int fd_capac
 /// Process id of the other end of a Unix socket.
 int te_unix_peer_process(int fd);
 
-/// process_vm_writev of one contiguous range.
-long te_write_process(int pid, const void *source, uint64_t target, size_t length);
+/// A contiguous range in this or in another process; the layout of struct iovec.
+struct te_range {
+    uint64_t base;
+    uint64_t length;
+};
+
+/// process_vm_writev of equally many source and target ranges. Returns the bytes written.
+long te_write_process(int pid, const struct te_range *source, const struct te_range *target, int count);
+/// Kills the calling process when its parent dies.
+int te_die_with_parent(void);
 #endif

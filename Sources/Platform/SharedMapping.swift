@@ -1,0 +1,72 @@
+internal import CPlatform
+internal import Glibc
+public import TransferCore
+
+/// Memory that can be handed to another process: a mapping, and usually the memory file behind it.
+public struct SharedMapping: @unchecked Sendable {
+    // SAFETY: plain numbers; who may touch the memory is the owner's affair.
+    /// First byte, page aligned.
+    public let base: UnsafeMutableRawPointer
+    /// Bytes mapped.
+    public let byteCount: Int
+    /// The memory file, or -1.
+    public let file: Int32
+
+    private init(base: UnsafeMutableRawPointer, byteCount: Int, file: Int32) {
+        self.base = base
+        self.byteCount = byteCount
+        self.file = file
+    }
+
+    /// A new memory file of `byteCount` bytes, sparse unless `isPopulated`. `hugePages` tries huge pages first and
+    /// falls back silently, because whether a machine has some is not known beforehand.
+    public static func create(
+        name: String, byteCount: Int, hugePages: Bool = false, isPopulated: Bool = false
+    ) throws(TransferError) -> SharedMapping {
+        let huge = 2 << 20
+        if hugePages {
+            let rounded = (byteCount + huge - 1) / huge * huge
+            let file = te_memory_file(name, UInt64(rounded), 1)
+            if file >= 0 {
+                // MAP_POPULATE: a shortage of huge pages shows here and not as a signal in the middle of a write.
+                if let mapping = try? map(file: file, byteCount: rounded, isPopulated: true) { return mapping }
+                close(file)
+            }
+        }
+        let file = te_memory_file(name, UInt64(byteCount), 0)
+        guard file >= 0 else {
+            throw TransferError(
+                .limitReached, "no memory file of \(byteCount) bytes: \(errorText(-file)); free memory or file descriptors")
+        }
+        do {
+            return try map(file: file, byteCount: byteCount, isPopulated: isPopulated)
+        } catch {
+            close(file)
+            throw error
+        }
+    }
+
+    /// Maps a file that another process made. Closing `file` stays the caller's affair unless `unmap` is called.
+    public static func map(file: Int32, byteCount: Int, isPopulated: Bool) throws(TransferError) -> SharedMapping {
+        let flags = MAP_SHARED | MAP_NORESERVE | (isPopulated ? MAP_POPULATE : 0)
+        guard let base = mmap(nil, byteCount, PROT_READ | PROT_WRITE, flags, file, 0), base != MAP_FAILED else {
+            throw TransferError(.limitReached, "mapping \(byteCount) bytes failed: \(errorText(errno))")
+        }
+        return SharedMapping(base: base, byteCount: byteCount, file: file)
+    }
+
+    /// The same mapping for a holder that has closed the file.
+    public var withoutFile: SharedMapping { SharedMapping(base: base, byteCount: byteCount, file: -1) }
+
+    /// Removes the mapping and closes the file.
+    public func unmap() {
+        munmap(base, byteCount)
+        if file >= 0 { close(file) }
+    }
+}
+
+/// The system's text for an error number.
+public func errorText(_ number: Int32) -> String {
+    guard let text = strerror(number) else { return "error \(number)" }
+    return String(cString: text)
+}

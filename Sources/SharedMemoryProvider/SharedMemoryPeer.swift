@@ -1,0 +1,155 @@
+internal import CPlatform
+internal import Glibc
+internal import Platform
+internal import Synchronization
+internal import TransferCore
+
+/// A connection to another engine on this host: its target page, its wake-up event and its regions' mappings.
+final class SharedMemoryPeer: Sendable {
+    let engine: EngineID
+    let process: Int32
+    let page: TargetPage
+    let wakeFile: Int32
+    /// Whether process_vm_writev into the peer is allowed.
+    let mayWriteProcess: Bool
+    private let pageMapping: SharedMapping
+
+    /// A mapped region, used by all domains of the engine that attached to it.
+    struct Mapped {
+        var mapping: SharedMapping
+        var users: Int
+    }
+    private struct State {
+        var socket: Int32
+        var mappings: [UInt64: Mapped] = [:]
+    }
+    private let state: Mutex<State>
+
+    init(connectingTo engine: EngineID, from own: EngineID) throws(TransferError) {
+        let socket = te_unix_connect(SharedMemoryHost.socketName(engine))
+        guard socket >= 0 else {
+            throw TransferError(
+                .unreachable, "engine \(engine) is not on this host or has ended: \(errorText(-socket))")
+        }
+        var hello = ControlPacket(ControlPacket.Kind.hello)
+        hello.engine = own.rawValue
+        guard hello.send(to: socket) == 0, let (reply, files) = ControlPacket.receive(from: socket), files.count == 2
+        else {
+            Glibc.close(socket)
+            throw TransferError(.unreachable, "engine \(engine) closed the connection; is it the same version?")
+        }
+        let mapping: SharedMapping
+        do {
+            mapping = try SharedMapping.map(file: files[0], byteCount: TargetPage.byteCount, isPopulated: false)
+        } catch {
+            for file in files + [socket] { Glibc.close(file) }
+            throw error
+        }
+        self.engine = engine
+        process = te_unix_peer_process(socket)
+        pageMapping = mapping
+        page = TargetPage(mapped: mapping.base)
+        wakeFile = files[1]
+        mayWriteProcess = Self.probe(process, reply.address)
+        state = Mutex(State(socket: socket))
+        guard page.isValid, page.engine == engine else {
+            close()
+            throw TransferError(.unreachable, "engine \(engine) has ended and another one answered for it")
+        }
+    }
+
+    private static func probe(_ process: Int32, _ address: UInt64) -> Bool {
+        var word: UInt64 = 0
+        return withUnsafeMutablePointer(to: &word) {
+            var source = te_range(base: UInt64(UInt(bitPattern: $0)), length: 8)
+            var target = te_range(base: address, length: 8)
+            return te_write_process(process, &source, &target, 1) == 8
+        }
+    }
+
+    func close() {
+        state.withLock {
+            for mapped in $0.mappings.values { mapped.mapping.unmap() }
+            $0.mappings = [:]
+            if $0.socket >= 0 { Glibc.close($0.socket) }
+            $0.socket = -1
+        }
+        Glibc.close(wakeFile)
+        pageMapping.unmap()
+    }
+
+    // MARK: Requests
+
+    private func ask(_ request: ControlPacket, _ state: inout State) throws(TransferError) -> (ControlPacket, [Int32]) {
+        guard request.send(to: state.socket) == 0, let (reply, files) = ControlPacket.receive(from: state.socket)
+        else { throw TransferError(.peerLost, "engine \(engine) has ended") }
+        guard reply.status == 0 else {
+            for file in files { Glibc.close(file) }
+            switch WorkStatus(rawValue: UInt8(truncatingIfNeeded: reply.status)) {
+            case .staleRegion:
+                throw TransferError(.staleRegion, "engine \(engine) has deregistered region \(request.index)")
+            case .accessDenied:
+                throw TransferError(.accessDenied, "engine \(engine) refuses writes into region \(request.index)")
+            default:
+                throw TransferError(.providerFailed, "engine \(engine) could not serve shared memory")
+            }
+        }
+        return (reply, files)
+    }
+
+    /// Maps a region of the peer if it can be mapped.
+    /// - Returns: the address of its first byte in this process, or nil; and its address in the peer.
+    func attach(_ remote: RemoteRegion) throws(TransferError) -> (mapping: SharedMapping?, base: UInt64) {
+        try state.withLock { state throws(TransferError) in
+            var request = ControlPacket(ControlPacket.Kind.region)
+            request.index = remote.index
+            request.generation = remote.generation
+            request.secret = remote.secret
+            let (reply, files) = try ask(request, &state)
+            guard reply.length >= remote.length else {
+                for file in files { Glibc.close(file) }
+                throw TransferError(.outOfRange, "the descriptor claims more bytes than region \(remote.index) has")
+            }
+            guard let file = files.first else { return (nil, reply.address) }
+            let name = UInt64(remote.generation) << 32 | UInt64(remote.index)
+            if var known = state.mappings[name] {
+                Glibc.close(file)
+                known.users += 1
+                state.mappings[name] = known
+                return (known.mapping, reply.address)
+            }
+            defer { Glibc.close(file) }
+            let mapping = try SharedMapping.map(
+                file: file, byteCount: Int(reply.length), isPopulated: reply.isPopulated != 0)
+            state.mappings[name] = Mapped(mapping: mapping.withoutFile, users: 1)
+            return (mapping, reply.address)
+        }
+    }
+
+    /// Ends one `attach` of a mapped region.
+    func detach(index: UInt32, generation: UInt32) {
+        let name = UInt64(generation) << 32 | UInt64(index)
+        state.withLock {
+            guard var known = $0.mappings[name] else { return }
+            known.users -= 1
+            $0.mappings[name] = known.users > 0 ? known : nil
+            if known.users == 0 { known.mapping.unmap() }
+        }
+    }
+
+    /// Opens a ring into the peer's engine for one domain of ours.
+    func openRing() throws(TransferError) -> SharedMapping {
+        try state.withLock { state throws(TransferError) in
+            let (_, files) = try ask(ControlPacket(ControlPacket.Kind.ring), &state)
+            guard let file = files.first else {
+                throw TransferError(.providerFailed, "engine \(engine) sent no ring")
+            }
+            do throws(TransferError) {
+                return try SharedMapping.map(file: file, byteCount: ByteRing.byteCount, isPopulated: false)
+            } catch {
+                Glibc.close(file)
+                throw error
+            }
+        }
+    }
+}

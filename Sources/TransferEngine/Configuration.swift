@@ -1,0 +1,69 @@
+public import SharedMemoryProvider
+
+#if Libfabric
+    public import LibfabricProvider
+#endif
+
+/// How an engine is set up.
+public struct Configuration: Sendable {
+    /// Who makes progress.
+    public enum Progress: Hashable, Sendable {
+        /// A thread of the engine spins for `spinNanoseconds` after the last event and then sleeps in the kernel.
+        case adaptive(spinNanoseconds: UInt64)
+        /// A thread of the engine spins for ever: lowest latency, one core.
+        case busy
+        /// The caller calls `progress()`. All calls come from one thread at a time, and nothing happens in between.
+        case manual
+
+        /// Adaptive, with 20 microseconds of spinning.
+        public static let adaptive = Progress.adaptive(spinNanoseconds: 20_000)
+    }
+
+    /// One NIC of the engine's device.
+    public enum NIC: Hashable, Sendable {
+        /// Peers on the same host.
+        case sharedMemory(SharedMemoryOptions)
+        #if Libfabric
+            /// A NIC driven through libfabric.
+            case libfabric(LibfabricOptions)
+        #endif
+
+        /// Shared memory with default options.
+        public static let sharedMemory = NIC.sharedMemory(SharedMemoryOptions())
+    }
+
+    /// Appears in errors and reports; at most 63 bytes of UTF-8 are kept.
+    public var name: String
+    /// The NICs of the device, 1 to 8. Where several fabrics reach a peer, the one that comes first here is used.
+    public var nics: [NIC]
+    /// Who makes progress.
+    public var progress: Progress
+    /// The processor that the engine's thread is pinned to.
+    public var processor: Int?
+    /// Writes of at least twice as many bytes are striped over several NICs.
+    public var stripeBytes: Int
+    /// How long a transfer or a wait may take when it names no time of its own.
+    public var timeout: Duration
+
+    public init(
+        name: String = "engine", nics: [NIC] = [.sharedMemory], progress: Progress = .adaptive,
+        processor: Int? = nil, stripeBytes: Int = 65536, timeout: Duration = .seconds(30)
+    ) {
+        self.name = name
+        self.nics = nics
+        self.progress = progress
+        self.processor = processor
+        self.stripeBytes = stripeBytes
+        self.timeout = timeout
+    }
+}
+
+extension Duration {
+    /// Nanoseconds, saturating; negative durations are 0.
+    var nanoseconds: UInt64 {
+        let (seconds, attoseconds) = components
+        guard seconds >= 0, attoseconds >= 0 else { return 0 }
+        let (product, overflow) = UInt64(seconds).multipliedReportingOverflow(by: 1_000_000_000)
+        return overflow ? .max : product &+ UInt64(attoseconds / 1_000_000_000)
+    }
+}

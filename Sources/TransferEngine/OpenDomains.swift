@@ -1,0 +1,41 @@
+internal import SharedMemoryProvider
+internal import TransferCore
+
+#if Libfabric
+    internal import LibfabricProvider
+#endif
+
+/// Opens the NICs of a configuration.
+func openDomains(
+    _ nics: [Configuration.NIC], page: TargetPage, pageFile: Int32, wakeFile: Int32
+) throws(TransferError) -> ([any FabricDomain], SharedMemoryHost?) {
+    var domains: [any FabricDomain] = []
+    var host: SharedMemoryHost?
+    do throws(TransferError) {
+        for nic in nics {
+            switch nic {
+            case .sharedMemory(let options):
+                let isReceiver = host == nil
+                let shared: SharedMemoryHost
+                if let host {
+                    shared = host
+                } else {
+                    shared = try SharedMemoryHost(page: page, pageFile: pageFile, wakeFile: wakeFile)
+                }
+                host = shared
+                domains.append(
+                    SharedMemoryDomain(
+                        host: shared, name: "shm\(domains.count)", options: options, isReceiver: isReceiver))
+            #if Libfabric
+                case .libfabric(let options):
+                    domains.append(try LibfabricDomain(options, page: page, engine: page.engine))
+            #endif
+            }
+        }
+    } catch {
+        for domain in domains { domain.close() }
+        host?.close()
+        throw error
+    }
+    return (domains, host)
+}

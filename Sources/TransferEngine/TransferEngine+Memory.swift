@@ -1,0 +1,181 @@
+internal import Platform
+internal import Synchronization
+public import TransferCore
+
+/// What the engine keeps of a registered region beside the data path's entry.
+struct RegisteredRegion {
+    var region: MemoryRegion
+    var local: LocalRegion
+    var keys: [DomainKey]
+    var mapping: SharedMapping?
+}
+
+extension TransferEngine {
+    /// Allocates and registers memory that peers on the same host can map: a write into it is one copy.
+    ///
+    /// Zeroed and page aligned; in huge pages where the system has some. `isPopulated` makes all pages exist
+    /// now, so that no transfer meets a page fault; leave it off for memory that is mostly never touched.
+    /// - Throws: `limitReached` when memory or `Limits.regions` run out, or what the NICs say.
+    /// - Complexity: O(byteCount) when populated.
+    public func allocate(
+        byteCount: Int, access: Access = .remoteWrite, isPopulated: Bool = true
+    ) throws(TransferError) -> MemoryRegion {
+        guard byteCount > 0 else { throw TransferError(.invalidArgument, "an allocation of \(byteCount) bytes") }
+        let mapping = try SharedMapping.create(
+            name: "te-region", byteCount: byteCount, hugePages: byteCount >= 2 << 20 && isPopulated,
+            isPopulated: isPopulated)
+        do throws(TransferError) {
+            return try register(
+                mapping.base, byteCount: byteCount, access: access, mapping: mapping, isPopulated: isPopulated)
+        } catch {
+            mapping.unmap()
+            throw error
+        }
+    }
+
+    /// Registers memory of the caller, on every NIC of the device. It stays the caller's, and must stay where it is
+    /// until `deregister` returns.
+    public func register(
+        _ memory: UnsafeMutableRawBufferPointer, access: Access = .remoteWrite
+    ) throws(TransferError) -> MemoryRegion {
+        guard let base = memory.baseAddress, !memory.isEmpty else {
+            throw TransferError(.invalidArgument, "registration of an empty range")
+        }
+        return try register(base, byteCount: memory.count, access: access, mapping: nil, isPopulated: false)
+    }
+
+    /// Ends a registration. When this returns, nobody can write into the memory any more, and memory that the engine
+    /// allocated is gone. Transfers that use the region as their source must have ended.
+    /// - Throws: `staleRegion` when the region was deregistered before; `stalled` when a writer on this host does not leave.
+    public func deregister(_ region: MemoryRegion) throws(TransferError) {
+        let known = control.withLock { control -> RegisteredRegion? in
+            guard let known = control.regions[region.index], known.region == region else { return nil }
+            control.regions[region.index] = nil
+            return known
+        }
+        guard let known else { throw .staleLocal }
+        try perform { group throws(TransferError) in try self.remove(known, from: group) }
+    }
+
+    /// What a peer needs to write into the region.
+    /// - Precondition: the region is registered.
+    public func descriptor(of region: MemoryRegion) -> RemoteRegion {
+        guard let known = control.withLock({ $0.regions[region.index] }), known.region == region else {
+            preconditionFailure("the region was deregistered")
+        }
+        return RemoteRegion(
+            engine: id, device: 0, index: region.index, generation: region.generation, access: known.local.access,
+            length: UInt64(region.byteCount), base: UInt64(UInt(bitPattern: region.baseAddress)),
+            secret: known.local.secret,
+            nics: (0..<group.domainCount).map { index in
+                let domain = group.domains[index]
+                let attributes = domain.attributes
+                return RemoteRegion.NIC(
+                    fabric: attributes.fabric, address: domain.address,
+                    megabitsPerSecond: attributes.megabitsPerSecond, key: known.keys[index].remote,
+                    base: known.keys[index].base)
+            })
+    }
+
+    // MARK: Internals
+
+    private func register(
+        _ base: UnsafeMutableRawPointer, byteCount: Int, access: Access, mapping: SharedMapping?, isPopulated: Bool
+    ) throws(TransferError) -> MemoryRegion {
+        let (index, generation, secret) = try reserveRegion()
+        let region = MemoryRegion(baseAddress: base, byteCount: byteCount, index: index, generation: generation)
+        let local = LocalRegion(
+            index: index, generation: generation, access: access, secret: secret, base: base, length: byteCount,
+            memoryFile: mapping?.file ?? -1, isPopulated: isPopulated)
+        do throws(TransferError) {
+            let keys = try perform { group throws(TransferError) in try Self.add(local, to: group) }
+            let known = RegisteredRegion(region: region, local: local, keys: keys, mapping: mapping)
+            control.withLock { $0.regions[index] = known }
+            return region
+        } catch {
+            control.withLock { $0.regions[index] = nil }
+            throw error
+        }
+    }
+
+    private func reserveRegion() throws(TransferError) -> (index: UInt32, generation: UInt32, secret: UInt64) {
+        try control.withLock { control throws(TransferError) in
+            guard control.regions.count < Limits.regions else {
+                throw TransferError(.limitReached, "\(Limits.regions) regions are registered; deregister some")
+            }
+            repeat {
+                control.nextRegion = (control.nextRegion + 1) % UInt32(Limits.regions)
+            } while control.regions[control.nextRegion] != nil
+            control.nextGeneration = max(1, control.nextGeneration &+ 1)
+            let secret = control.random.next()
+            let nowhere = MemoryRegion(
+                baseAddress: UnsafeMutableRawPointer(page.sleeping), byteCount: 0, index: control.nextRegion,
+                generation: 0)
+            let reserved = LocalRegion(
+                index: control.nextRegion, generation: 0, access: .localOnly, secret: 0, base: nowhere.baseAddress,
+                length: 0, memoryFile: -1, isPopulated: false)
+            control.regions[control.nextRegion] = RegisteredRegion(
+                region: nowhere, local: reserved, keys: [], mapping: nil)
+            return (control.nextRegion, control.nextGeneration, secret)
+        }
+    }
+
+    private static func add(_ local: LocalRegion, to group: DomainGroup) throws(TransferError) -> [DomainKey] {
+        // The page first: from the moment a provider knows the region, peers may ask for it.
+        let slot = group.page.region(local.index)
+        slot.pointee.base = UInt64(UInt(bitPattern: local.base))
+        slot.pointee.length = UInt64(local.length)
+        slot.pointee.secret = local.secret
+        // pairs with the load in RegionSlot.enter
+        slot.pointee.state.store(
+            RegionSlot.state(generation: local.generation, access: local.access), ordering: .sequentiallyConsistent)
+        var keys: [DomainKey] = []
+        var entry = RegionEntry(generation: local.generation, base: local.base, length: local.length)
+        do throws(TransferError) {
+            for domain in 0..<group.domainCount {
+                keys.append(try group.domains[domain].register(local))
+                entry.localKeys[domain] = keys[domain].local
+            }
+        } catch {
+            slot.pointee.state.store(0, ordering: .sequentiallyConsistent)
+            for (domain, key) in keys.enumerated() { group.domains[domain].deregister(local, key: key) }
+            throw error
+        }
+        group.regions[Int(local.index)] = entry
+        return keys
+    }
+
+    func remove(_ known: RegisteredRegion, from group: DomainGroup) throws(TransferError) {
+        guard !known.keys.isEmpty else { return }
+        group.regions[Int(known.local.index)] = RegionEntry()
+        let slot = group.page.region(known.local.index)
+        slot.pointee.state.store(0, ordering: .sequentiallyConsistent)  // pairs with the load in RegionSlot.enter
+        for domain in 0..<group.domainCount {
+            group.domains[domain].deregister(known.local, key: known.keys[domain])
+        }
+        let deadline = group.clock.nowNanoseconds &+ configuration.timeout.nanoseconds
+        while !slot.pointee.isQuiet {
+            guard group.clock.nowNanoseconds < deadline else {
+                throw TransferError(
+                    .stalled,
+                    "a writer on this host is inside region \(known.local.index) and does not leave; its memory is kept")
+            }
+        }
+        known.mapping?.unmap()
+    }
+
+    func releaseAll() {
+        let regions = control.withLock { control in
+            defer { control.regions = [:] }
+            return control.regions
+        }
+        for known in regions.values { try? remove(known, from: group) }
+        for index in 0..<Limits.attachments where group.attachments[index].generation != 0 {
+            releaseImports(index)
+        }
+    }
+}
+
+extension TransferError {
+    static let staleLocal = TransferError(.staleRegion, "the local region was deregistered")
+}

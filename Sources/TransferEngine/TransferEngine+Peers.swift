@@ -1,0 +1,127 @@
+internal import Synchronization
+public import TransferCore
+
+extension TransferEngine {
+    /// Makes a peer's region ready to be written into: resolves its NICs, connects, maps. Attaching the same
+    /// descriptor again returns the same handle.
+    ///
+    /// Where several fabrics reach the peer, the first in the order of the configuration is used.
+    /// - Throws: `unreachable` when no NIC of ours speaks to one of the peer's; `staleRegion` or `accessDenied` where that is
+    ///   known now; `limitReached`.
+    public func attach(_ remote: RemoteRegion) throws(TransferError) -> RemoteMemory {
+        if let known = control.withLock({ $0.attached[remote] }) { return known }
+        guard remote.nics.count <= Limits.nicsPerDevice, remote.length <= UInt64(Int.max),
+            remote.nics.allSatisfy({ $0.address.count <= Limits.addressBytes })
+        else { throw TransferError(.malformedDescriptor, "a descriptor that no engine makes") }
+        let handle = try perform { group throws(TransferError) in
+            guard let index = group.freeAttachments.pop() else {
+                throw TransferError(.limitReached, "\(Limits.attachments) regions are attached; detach some")
+            }
+            do throws(TransferError) {
+                let made = try Self.resolve(remote, group)
+                group.attachments[Int(index)] = made
+                return RemoteMemory(
+                    byteCount: made.length, engine: remote.engine, index: index, generation: made.generation)
+            } catch {
+                group.freeAttachments.push(index)
+                throw error
+            }
+        }
+        control.withLock { $0.attached[remote] = handle }
+        return handle
+    }
+
+    /// Attaches a descriptor in its binary form.
+    public func attach(decoding bytes: some Collection<UInt8>) throws(TransferError) -> RemoteMemory {
+        try attach(RemoteRegion(decoding: bytes))
+    }
+
+    /// Connects to an engine, for messages, immediates and barriers.
+    public func connect(to address: EngineAddress) throws(TransferError) -> Peer {
+        Peer(name: address.name, landing: try attach(address.landing))
+    }
+
+    /// Ends an attachment. Transfers to it must have ended.
+    public func detach(_ remote: RemoteMemory) throws(TransferError) {
+        control.withLock { control in
+            control.attached = control.attached.filter { $0.value != remote }
+        }
+        try perform { group throws(TransferError) in
+            guard group.attachments[Int(remote.index)].generation == remote.generation else {
+                throw .staleAttachment
+            }
+            self.releaseImports(Int(remote.index))
+            group.freeAttachments.push(remote.index)
+        }
+    }
+
+    // MARK: Internals
+
+    private static func resolve(_ remote: RemoteRegion, _ group: DomainGroup) throws(TransferError) -> Attachment {
+        var reasons: [String] = []
+        var tried = Set<String>()
+        for first in 0..<group.domainCount {
+            let fabric = group.domains[first].attributes.fabric
+            guard tried.insert(fabric).inserted else { continue }
+            let local = (0..<group.domainCount).filter { group.domains[$0].attributes.fabric == fabric }
+            let nics = remote.nics.indices.filter { remote.nics[$0].fabric == fabric }
+            guard !nics.isEmpty else { continue }
+            do throws(TransferError) {
+                return try resolve(remote, nics, local, group)
+            } catch {
+                guard error.code == .unreachable else { throw error }
+                reasons.append(error.message)
+            }
+        }
+        let theirs = Set(remote.nics.map(\.fabric)).sorted().joined(separator: ", ")
+        throw TransferError(
+            .unreachable,
+            "engine \(remote.engine) cannot be reached: it speaks [\(theirs)], \(group.engineName) speaks "
+                + "[\(tried.sorted().joined(separator: ", "))]" + reasons.map { "; \($0)" }.joined())
+    }
+
+    private static func resolve(
+        _ remote: RemoteRegion, _ nics: [Int], _ local: [Int], _ group: DomainGroup
+    ) throws(TransferError) -> Attachment {
+        var rails = Rail.join(
+            local: local.map { group.domains[$0].attributes.megabitsPerSecond },
+            remote: nics.map { remote.nics[$0].megabitsPerSecond })
+        let keys = UnsafeMutablePointer<ImportedKey>.allocate(capacity: rails.count)
+        var longest = UInt64.max
+        var made = 0
+        do throws(TransferError) {
+            for index in rails.indices {
+                let domain = group.domains[local[rails[index].local]]
+                let key = try domain.importRegion(remote, nic: nics[rails[index].remote])
+                rails[index].local = local[rails[index].local]
+                (keys + index).initialize(to: key)
+                longest = min(longest, key.maximumWriteBytes)
+                made += 1
+            }
+        } catch {
+            for index in 0..<made { group.domains[rails[index].local].releaseImport(keys[index]) }
+            keys.deallocate()
+            throw error
+        }
+        let storage = UnsafeMutableBufferPointer<Rail>.allocate(capacity: rails.count)
+        _ = storage.initialize(from: rails)
+        return Attachment(
+            generation: remote.generation == 0 ? .max : remote.generation,
+            isWritable: remote.access.contains(.remoteWrite), length: Int(remote.length),
+            rails: UnsafeBufferPointer(storage), keys: keys, maximumWriteBytes: longest,
+            completesAtOnce: (0..<made).allSatisfy { keys[$0].completesAtOnce })
+    }
+
+    func releaseImports(_ index: Int) {
+        let attachment = group.attachments[index]
+        guard let keys = attachment.keys else { return }
+        for (rail, key) in zip(attachment.rails, UnsafeBufferPointer(start: keys, count: attachment.rails.count)) {
+            group.domains[rail.local].releaseImport(key)
+        }
+        group.releaseAttachment(index)
+    }
+}
+
+extension TransferError {
+    static let staleAttachment = TransferError(.staleRegion, "the remote region was detached")
+}

@@ -1,0 +1,246 @@
+internal import CPlatform
+internal import Platform
+internal import SharedMemoryProvider
+internal import Synchronization
+@_exported public import TransferCore
+
+/// Point-to-point transfers of one process: one-sided writes whose arrival the receiver counts.
+///
+/// ```swift
+/// let engine = try TransferEngine(Configuration(name: "decoder"))
+/// let region = try engine.allocate(byteCount: 1 << 20)
+/// send(engine.descriptor(of: region).encoded())             // by any channel, to the peer
+/// try await engine.result(of: engine.expect(7, count: 4))   // four writes with immediate 7 have arrived
+/// ```
+///
+/// An engine serves one device (a NUMA node or a GPU) through all of that device's NICs; a process with several devices opens
+/// one engine for each. No operation is ordered after another one: a receiver knows that data has arrived when it has
+/// counted the immediates that came with it, and in no other way.
+///
+/// All methods may be called from any thread, unless `Configuration.Progress.manual` was chosen: then all calls come from
+/// one thread at a time. Submitting neither blocks nor allocates once warm; registering and attaching do both.
+public final class TransferEngine: @unchecked Sendable {
+    // SAFETY: `group` belongs to the progress thread; other threads reach it only through its lock-free queues and
+    // `perform`. `regionNames` and the like are guarded by `control`.
+    let group: DomainGroup
+    let page: TargetPage
+    let configuration: Configuration
+    let control: Mutex<Control>
+    /// The thread that makes progress; 0 in manual mode, where every thread may.
+    let progressToken = Atomic<UInt>(0)
+    let isManual: Bool
+    /// Nanoseconds of `Configuration.timeout`.
+    let defaultTimeout: UInt64
+    let wakeFile: Int32
+    private let pageMapping: SharedMapping
+    private let host: SharedMemoryHost?
+    private let isStopping = Atomic<Bool>(false)
+
+    /// What registration and attachment keep; never on the data path.
+    struct Control {
+        var regions: [UInt32: RegisteredRegion] = [:]
+        var attached: [RemoteRegion: RemoteMemory] = [:]
+        var nextGeneration: UInt32
+        var nextRegion: UInt32 = 0
+        var nextAttachment: UInt32 = 0
+        var nextWatcher: UInt64 = 0
+        var random: any RandomNumberGenerator & Sendable
+        var tasks: [@Sendable () -> Void] = []
+        var thread: PlatformThread?
+        var isClosed = false
+    }
+    /// Whether `Control.tasks` may hold something.
+    let hasTasks = Atomic<Bool>(false)
+
+    /// This engine's identity.
+    public var id: EngineID { page.engine }
+    /// How peers reach this engine.
+    public private(set) var address: EngineAddress
+
+    /// Opens an engine on the NICs of `configuration` and starts its thread.
+    /// - Throws: `unavailable` when a NIC is not there, `limitReached` when memory, files or threads run out.
+    public convenience init(_ configuration: Configuration = Configuration()) throws(TransferError) {
+        try self.init(configuration, clock: SystemClock(), random: SystemRandomNumberGenerator()) {
+            (page, mapping, wakeFile) throws(TransferError) in
+            try openDomains(configuration.nics, page: page, pageFile: mapping.file, wakeFile: wakeFile)
+        }
+    }
+
+    /// Opens an engine on domains that the caller made, with the caller's clock and randomness: for simulators and for
+    /// providers outside this package. `makeDomains` is given the engine's target page.
+    public convenience init(
+        _ configuration: Configuration, clock: any TransferClock,
+        random: any RandomNumberGenerator & Sendable, domains makeDomains: (TargetPage) throws(TransferError) -> [any FabricDomain]
+    ) throws(TransferError) {
+        try self.init(configuration, clock: clock, random: random) { (page, _, _) throws(TransferError) in
+            (try makeDomains(page), nil)
+        }
+    }
+
+    private init(
+        _ configuration: Configuration, clock: any TransferClock, random: any RandomNumberGenerator & Sendable,
+        open: (TargetPage, SharedMapping, Int32) throws(TransferError) -> ([any FabricDomain], SharedMemoryHost?)
+    ) throws(TransferError) {
+        var random = random
+        let id = EngineID(rawValue: random.next())
+        let mapping = try SharedMapping.create(name: "te-page", byteCount: TargetPage.byteCount)
+        let page = TargetPage.initialize(mapping.base, engine: id)
+        let wakeFile = te_event_new()
+        guard wakeFile >= 0 else {
+            mapping.unmap()
+            throw TransferError(.limitReached, "no event: \(errorText(-wakeFile)); raise the limit of open files")
+        }
+        let domains: [any FabricDomain]
+        do throws(TransferError) {
+            (domains, host) = try open(page, mapping, wakeFile)
+        } catch {
+            mapping.unmap()
+            throw error
+        }
+        guard (1...Limits.nicsPerDevice).contains(domains.count) else {
+            mapping.unmap()
+            throw TransferError(
+                .invalidArgument, "\(domains.count) NICs; a device has 1 to \(Limits.nicsPerDevice)")
+        }
+        self.configuration = configuration
+        self.page = page
+        pageMapping = mapping
+        self.wakeFile = wakeFile
+        isManual = configuration.progress == .manual
+        defaultTimeout = configuration.timeout.nanoseconds
+        group = DomainGroup(
+            domains: domains, page: page, clock: clock,
+            planner: StripePlanner(stripeBytes: max(configuration.stripeBytes, StripePlanner.granule)),
+            name: configuration.name)
+        let firstGeneration = UInt32(truncatingIfNeeded: random.next() >> 33) | 1
+        control = Mutex(Control(nextGeneration: firstGeneration, random: random))
+        address = EngineAddress(
+            name: configuration.name,
+            landing: RemoteRegion(
+                engine: id, device: 0, index: 0, generation: 0, access: .localOnly, length: 0, base: 0, secret: 0,
+                nics: []))
+        if !isManual { try startWorker() }
+        let landing = try allocate(byteCount: 4096)
+        address.landing = descriptor(of: landing)
+        address.landing.length = 0
+    }
+
+    /// Ends the engine: stops its thread, ends all registrations, closes the NICs. Idempotent. Transfers in flight
+    /// are not waited for.
+    public func close() {
+        let (wasClosed, thread) = control.withLock { control in
+            defer {
+                control.thread = nil
+                control.isClosed = true
+            }
+            return (control.isClosed, control.thread)
+        }
+        guard !wasClosed else { return }
+        isStopping.store(true, ordering: .releasing)  // pairs with the load in work()
+        if let thread {
+            _ = te_event_signal(wakeFile)
+            thread.join()
+        }
+        progressToken.store(0, ordering: .relaxed)
+        releaseAll()
+        for domain in 0..<group.domainCount { group.domains[domain].close() }
+        host?.close()
+        pageMapping.unmap()
+        te_close(wakeFile)
+    }
+
+    deinit { close() }
+
+    // MARK: The worker
+
+    private func startWorker() throws(TransferError) {
+        let worker = Unmanaged.passUnretained(self)
+        let box = UnsafeSendable(worker)
+        guard
+            let thread = PlatformThread(
+                name: "te-worker", cpu: configuration.processor,
+                body: { box.value.takeUnretainedValue().work() })
+        else { throw TransferError(.limitReached, "no thread for the engine; raise the limit of processes") }
+        control.withLock { $0.thread = thread }
+        // Until the worker has introduced itself, submissions would run on this thread.
+        while progressToken.load(ordering: .acquiring) == 0 { te_cpu_relax() }
+    }
+
+    private func work() {
+        progressToken.store(PlatformThread.token, ordering: .releasing)
+        var idleSince: UInt64 = 0
+        while !isStopping.load(ordering: .acquiring) {  // pairs with the store in close()
+            if hasTasks.load(ordering: .acquiring) { runTasks() }
+            if group.progress() {
+                idleSince = 0
+                continue
+            }
+            te_cpu_relax()
+            guard case .adaptive(let spinNanoseconds) = configuration.progress else { continue }
+            let now = te_monotonic_nanoseconds()
+            if idleSince == 0 { idleSince = now }
+            if now - idleSince >= spinNanoseconds {
+                sleep()
+                idleSince = 0
+            }
+        }
+        runTasks()
+    }
+
+    /// Sleeps until something is submitted, arrives or is due. Whoever brings something looks at `sleeping` after it has
+    /// made its change visible; we look for changes after we have set `sleeping`. So one of the two sees the other.
+    private func sleep() {
+        page.sleeping.pointee.store(1, ordering: .sequentiallyConsistent)
+        defer { page.sleeping.pointee.store(0, ordering: .sequentiallyConsistent) }
+        guard !hasTasks.load(ordering: .sequentiallyConsistent), !isStopping.load(ordering: .sequentiallyConsistent),
+            group.maySleep()
+        else { return }
+        group.checkDeadlines()
+        var milliseconds: Int32 = 1000
+        if !group.watchers.isEmpty { milliseconds = 1 }
+        let next = group.nextDeadline
+        if next != .max {
+            let left = (next - min(next, group.hot.pointee.now)) / 1_000_000 + 1
+            milliseconds = min(milliseconds, Int32(clamping: left))
+        }
+        var files = [wakeFile]
+        for domain in 0..<group.domainCount where group.domains[domain].wakeDescriptor >= 0 {
+            files.append(group.domains[domain].wakeDescriptor)
+        }
+        files.withUnsafeBufferPointer { te_wait_readable($0.baseAddress, Int32($0.count), milliseconds) }
+        _ = te_event_drain(wakeFile)
+        group.checkDeadlines()
+    }
+
+    /// Wakes the worker if it sleeps. The caller has made its change visible with a sequentially consistent operation.
+    func wakeIfSleeping() {
+        if page.sleeping.pointee.load(ordering: .sequentiallyConsistent) != 0 { _ = te_event_signal(wakeFile) }
+    }
+
+    private func runTasks() {
+        hasTasks.store(false, ordering: .sequentiallyConsistent)
+        let tasks = control.withLock { control in
+            defer { control.tasks = [] }
+            return control.tasks
+        }
+        for task in tasks { task() }
+    }
+
+    /// Whether this thread may touch `group`.
+    @inline(__always) var isProgressThread: Bool {
+        isManual || progressToken.load(ordering: .relaxed) == PlatformThread.token
+    }
+
+    /// Makes progress in manual mode. Returns whether anything happened. Call it often: it is the engine's only life.
+    @discardableResult public func progress() -> Bool {
+        precondition(isManual, "progress() is for engines with manual progress")
+        return group.progress()
+    }
+}
+
+/// A reference that is handed to a thread which ends before its owner does.
+struct UnsafeSendable<Value>: @unchecked Sendable {
+    // SAFETY: see the uses; each says who keeps the value alive and who touches it.
+    let value: Value
+    init(_ value: Value) { self.value = value }
+}
