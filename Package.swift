@@ -50,10 +50,16 @@ let package = Package(
         .executableTarget(
             name: "te",
             dependencies: [
-                "TransferEngine", "CPlatform",
+                "TransferEngine", "Platform", "CPlatform",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
+        .testTarget(
+            name: "TransferEngineTests", dependencies: ["TransferEngine", "CPlatform"], swiftSettings: strict),
+        .testTarget(name: "TransferCoreTests", dependencies: ["TransferCore"], swiftSettings: strict),
+        .testTarget(
+            name: "SimulatedProviderTests", dependencies: ["SimulatedProvider", "TransferCore"],
+            swiftSettings: strict),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -28,8 +28,11 @@ public struct SharedMapping: @unchecked Sendable {
             let rounded = (byteCount + huge - 1) / huge * huge
             let file = te_memory_file(name, UInt64(rounded), 1)
             if file >= 0 {
-                // MAP_POPULATE: a shortage of huge pages shows here and not as a signal in the middle of a write.
-                if let mapping = try? map(file: file, byteCount: rounded, isPopulated: true) { return mapping }
+                // With a reservation a shortage of huge pages shows here, and not as a signal in the middle of a write.
+                let flags = MAP_SHARED | MAP_POPULATE
+                if let base = mmap(nil, rounded, PROT_READ | PROT_WRITE, flags, file, 0), base != MAP_FAILED {
+                    return SharedMapping(base: base, byteCount: rounded, file: file)
+                }
                 close(file)
             }
         }

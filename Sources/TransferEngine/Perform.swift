@@ -1,38 +1,35 @@
-internal import Platform
 internal import CPlatform
+internal import Platform
 internal import Synchronization
 internal import TransferCore
 
 extension TransferEngine {
     /// Runs `body` on the progress thread and waits for it: for registration, attachment and the like. May block for as
     /// long as the worker is busy with something else.
-    func perform<Value>(_ body: (DomainGroup) throws(TransferError) -> Value) throws(TransferError) -> Value {
+    func perform<Value>(
+        _ body: @escaping (DomainGroup) throws(TransferError) -> Value
+    ) throws(TransferError) -> Value {
         if isProgressThread { return try body(group) }
-        return try withoutActuallyEscaping(body) { body throws(TransferError) in
-            let call = Call(body: body, group: group)
-            let box = UnsafeSendable(call)  // `box` is done with before this function returns
-            let accepted = control.withLock { control in
-                if control.isClosed { return false }
-                control.tasks.append { box.value.run() }
-                return true
-            }
-            guard accepted else { throw TransferError(.closed, "the engine has been closed") }
-            hasTasks.store(true, ordering: .sequentiallyConsistent)
-            wakeIfSleeping()
-            call.wait()
-            switch call.result {
-            case .success(let value): return value
-            case .failure(let error): throw error
-            case nil: throw TransferError(.closed, "the engine has been closed")
-            }
+        let call = Call(body: body, group: group)
+        let box = UnsafeSendable(call)  // this thread only waits until the worker is done with it
+        let isAccepted = control.withLock { control in
+            if control.isClosed { return false }
+            control.tasks.append { box.value.run() }
+            return true
         }
+        guard isAccepted else { throw .engineClosed }
+        hasTasks.store(true, ordering: .sequentiallyConsistent)
+        wakeIfSleeping()
+        call.gate.wait()
+        guard let result = call.result else { throw .engineClosed }
+        return try result.get()
     }
 
     private final class Call<Value> {
-        let body: (DomainGroup) throws(TransferError) -> Value
-        let group: DomainGroup
-        var result: Result<Value, TransferError>?
-        private let isDone = Atomic<UInt32>(0)
+        let gate = Gate()
+        private(set) var result: Result<Value, TransferError>?
+        private let body: (DomainGroup) throws(TransferError) -> Value
+        private let group: DomainGroup
 
         init(body: @escaping (DomainGroup) throws(TransferError) -> Value, group: DomainGroup) {
             self.body = body
@@ -41,19 +38,28 @@ extension TransferEngine {
 
         func run() {
             do throws(TransferError) { result = .success(try body(group)) } catch { result = .failure(error) }
-            isDone.store(1, ordering: .releasing)  // pairs with the load in wait()
-            withUnsafeAddress(of: isDone) { te_futex_wake($0) }
-        }
-
-        func wait() {
-            while isDone.load(ordering: .acquiring) == 0 {  // pairs with the store in run()
-                withUnsafeAddress(of: isDone) { te_futex_wait($0, 0, 1_000_000) }
-            }
+            gate.open()
         }
     }
 }
 
-/// The address of an atomic word, for the kernel.
-func withUnsafeAddress(of word: borrowing Atomic<UInt32>, _ body: (UnsafeRawPointer) -> Void) {
-    withUnsafePointer(to: word) { body(UnsafeRawPointer($0)) }
+/// Something to sleep on until another thread opens it, once.
+final class Gate: Sendable {
+    private let word = Atomic<UInt32>(0)
+
+    func open() {
+        word.store(1, ordering: .releasing)  // pairs with the load in wait()
+        withUnsafePointer(to: word) { te_futex_wake($0) }
+    }
+
+    /// The kernel is asked again every millisecond, so that a missed wake-up costs a millisecond and not a hang.
+    func wait() {
+        while word.load(ordering: .acquiring) == 0 {  // pairs with the store in open()
+            withUnsafePointer(to: word) { te_futex_wait($0, 0, 1_000_000) }
+        }
+    }
+}
+
+extension TransferError {
+    static let engineClosed = TransferError(.closed, "the engine has been closed")
 }

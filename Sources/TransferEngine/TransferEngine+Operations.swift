@@ -15,8 +15,8 @@ extension TransferEngine {
     /// - Complexity: O(1) to submit, apart from NICs that copy while they post.
     @discardableResult
     public func write(
-        from source: MemoryRegion, at sourceOffset: Int = 0, byteCount: Int, to target: RemoteMemory,
-        at targetOffset: Int = 0, immediate: Immediate? = nil, timeout: Duration? = nil,
+        from source: MemoryRegion, sourceOffset: Int = 0, byteCount: Int, to target: RemoteMemory,
+        targetOffset: Int = 0, immediate: Immediate? = nil, timeout: Duration? = nil,
         onEnd: TransferCallback? = nil
     ) throws(TransferError) -> Transfer {
         try check(source, sourceOffset, byteCount)

@@ -79,22 +79,6 @@ extension TransferEngine {
         case .complete, .pending: body(.success(()))
         }
     }
-
-    /// Something to sleep on, for one thread.
-    private final class Gate: Sendable {
-        private let word = Atomic<UInt32>(0)
-
-        func open() {
-            word.store(1, ordering: .releasing)  // pairs with the load in wait()
-            withUnsafeAddress(of: word) { te_futex_wake($0) }
-        }
-
-        func wait() {
-            while word.load(ordering: .acquiring) == 0 {  // pairs with the store in open()
-                withUnsafeAddress(of: word) { te_futex_wait($0, 0, 1_000_000) }
-            }
-        }
-    }
 }
 
 /// Counters: what has arrived.

@@ -231,6 +231,9 @@ public final class TransferEngine: @unchecked Sendable {
         isManual || progressToken.load(ordering: .relaxed) == PlatformThread.token
     }
 
+    /// Who makes progress.
+    public var progressMode: Configuration.Progress { configuration.progress }
+
     /// Makes progress in manual mode. Returns whether anything happened. Call it often: it is the engine's only life.
     @discardableResult public func progress() -> Bool {
         precondition(isManual, "progress() is for engines with manual progress")

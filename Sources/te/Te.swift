@@ -1,0 +1,8 @@
+internal import ArgumentParser
+
+@main
+struct Te: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "te", abstract: "Point-to-point transfers: look at this machine, measure, demonstrate.",
+        subcommands: [Bench.self, BenchTarget.self])
+}
