@@ -60,6 +60,10 @@ let package = Package(
         .testTarget(
             name: "SimulatedProviderTests", dependencies: ["SimulatedProvider", "TransferCore"],
             swiftSettings: strict),
+        .testTarget(
+            name: "ProviderConformanceTests",
+            dependencies: ["TransferEngine", "SharedMemoryProvider", "SimulatedProvider", libfabric],
+            swiftSettings: strict),
     ],
     swiftLanguageModes: [.v6]
 )
