@@ -64,6 +64,13 @@ let package = Package(
             name: "ProviderConformanceTests",
             dependencies: ["TransferEngine", "SharedMemoryProvider", "SimulatedProvider", libfabric],
             swiftSettings: strict),
+        .testTarget(
+            name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider"], swiftSettings: strict),
+        .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
+        .testTarget(
+            name: "AllocationTests",
+            dependencies: ["TransferEngine", "SharedMemoryProvider", "CAllocationCounter", libfabric],
+            swiftSettings: strict),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -111,9 +111,9 @@ extension TransferEngine {
                 .invalidArgument, "\(slices.count) slices for a group of \(group.members.count)")
         }
         try check(source, 0, 0)
-        for (slice, member) in zip(slices, group.members) {
-            try check(source, slice.sourceOffset, slice.byteCount)
-            try check(member, slice.targetOffset, slice.byteCount)
+        for index in slices.indices {
+            try check(source, slices[index].sourceOffset, slices[index].byteCount)
+            try check(group.members[index], slices[index].targetOffset, slices[index].byteCount)
         }
         return try submit(.scatter, immediate, timeout, onEnd) { slot in
             slot.pointee.localIndex = source.index
