@@ -1,0 +1,79 @@
+#include "CLibfabric.h"
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+
+static struct {
+    int (*getinfo)(uint32_t, const char *, const char *, uint64_t, const struct fi_info *, struct fi_info **);
+    void (*freeinfo)(struct fi_info *);
+    struct fi_info *(*dupinfo)(const struct fi_info *);
+    int (*fabric)(struct fi_fabric_attr *, struct fid_fabric **, void *);
+    const char *(*strerror)(int);
+    uint32_t (*version)(void);
+} library;
+static char load_error[256];
+static int load_result = -1;
+static pthread_once_t load_once = PTHREAD_ONCE_INIT;
+
+static int find(void *handle, const char *name, void *slot) {
+    void *symbol = dlsym(handle, name);
+    if (!symbol) {
+        snprintf(load_error, sizeof load_error, "libfabric.so.1 has no %s", name);
+        return -1;
+    }
+    memcpy(slot, &symbol, sizeof symbol);
+    return 0;
+}
+
+static void load(void) {
+    // A frame of LibfabricProvider (64 KiB) has to fit into what ofi_rxm sends at once. With its default of 16 KiB
+    // each frame is fetched by a read of the receiver's, at a fraction of the speed. Read once, by the first getinfo.
+    setenv("FI_OFI_RXM_BUFFER_SIZE", "67584", 0);
+    void *handle = dlopen("libfabric.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!handle) {
+        const char *why = dlerror();
+        snprintf(load_error, sizeof load_error, "%s", why ? why : "libfabric.so.1 cannot be loaded");
+        return;
+    }
+    if (find(handle, "fi_getinfo", &library.getinfo) || find(handle, "fi_freeinfo", &library.freeinfo) ||
+        find(handle, "fi_dupinfo", &library.dupinfo) || find(handle, "fi_fabric", &library.fabric) ||
+        find(handle, "fi_strerror", &library.strerror) || find(handle, "fi_version", &library.version))
+        return;
+    load_result = 0;
+}
+
+int te_fabric_load(void) {
+    pthread_once(&load_once, load);
+    return load_result;
+}
+const char *te_fabric_load_error(void) { return load_error; }
+
+int te_fi_getinfo(
+    uint32_t version, const char *node, uint64_t flags, const struct fi_info *hints, struct fi_info **info) {
+    return library.getinfo(version, node, NULL, flags, hints, info);
+}
+void te_fi_freeinfo(struct fi_info *info) { library.freeinfo(info); }
+struct fi_info *te_fi_allocinfo(void) { return library.dupinfo(NULL); }
+struct fi_info *te_fi_dupinfo(const struct fi_info *info) { return library.dupinfo(info); }
+int te_fi_fabric(struct fi_fabric_attr *attributes, struct fid_fabric **fabric) {
+    return library.fabric(attributes, fabric, NULL);
+}
+const char *te_fi_strerror(int error) { return library.strerror(error); }
+uint32_t te_fi_version(void) { return library.version(); }
+
+int te_socket_address_text(const void *address, size_t length, char *text, size_t capacity) {
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    sa_family_t family;
+    if (!address || length < sizeof family) return -1;
+    memcpy(&family, address, sizeof family);
+    if (family == AF_INET && length >= sizeof v4) {
+        memcpy(&v4, address, sizeof v4);
+        return inet_ntop(AF_INET, &v4.sin_addr, text, (socklen_t)capacity) ? 0 : -1;
+    }
+    if (family == AF_INET6 && length >= sizeof v6) {
+        memcpy(&v6, address, sizeof v6);
+        return inet_ntop(AF_INET6, &v6.sin6_addr, text, (socklen_t)capacity) ? 0 : -1;
+    }
+    return -1;
+}

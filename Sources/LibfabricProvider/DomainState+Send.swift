@@ -1,0 +1,355 @@
+import CLibfabric
+import CPlatform
+import Glibc
+import TransferCore
+
+extension DomainState {
+    // MARK: Post
+
+    /// Starts requests; see `FabricDomain.post`.
+    mutating func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult {
+        guard let base = requests.baseAddress else {
+            return PostResult(accepted: 0, isComplete: false, status: .success)
+        }
+        var accepted = 0
+        var outcome = (status: WorkStatus.success, detail: Int32(0))
+        while accepted < requests.count {
+            let request = base + accepted
+            if request.pointee.length <= frameLimit {
+                outcome = pack(request)
+            } else {
+                outcome = write(request, isLast: accepted + 1 == requests.count)
+            }
+            if outcome.status != .success { break }
+            accepted += 1
+        }
+        if listedCount > 0 { service(isIdle: false) }
+        return PostResult(
+            accepted: accepted, isComplete: false, status: outcome.status, detail: outcome.detail)
+    }
+
+    /// Starts a message; see `FabricDomain.send`.
+    mutating func send(_ payload: UnsafeRawBufferPointer, to index: Int32, context: UInt64) -> PostResult {
+        guard payload.count <= Limits.messageBytes else {
+            return PostResult(accepted: 0, isComplete: false, status: .outOfRange, detail: EMSGSIZE)
+        }
+        let frame = openFrame(to: index, room: FrameRecord.stride(length: payload.count))
+        guard frame >= 0 else { return PostResult(accepted: 0, isComplete: false, status: .again) }
+        append(FrameRecord(messageOf: payload.count, from: engine), payload.baseAddress, to: frame, context)
+        service(isIdle: false)
+        return PostResult(accepted: 1, isComplete: false, status: .success)
+    }
+
+    /// One operation of the NIC.
+    private mutating func write(
+        _ request: UnsafePointer<WorkRequest>, isLast: Bool
+    ) -> (status: WorkStatus, detail: Int32) {
+        guard posted < postsPerPoll else { return (.again, 0) }
+        let eighths = request.pointee.eighths
+        // The wire has two bits for the share of a count. Other shares follow as a record, once the data is
+        // there.
+        let isShare = eighths & (eighths &- 1) == 0 && eighths <= Eighths.whole
+        guard isShare || frames else { return (.providerFailed, EINVAL) }
+        let index = popWrite()
+        guard index >= 0 else { return (.again, 0) }
+        let slot = slots + Int(index)
+        let target = request.pointee.target
+        let peer = peers + target.pointee.peer
+        slot.pointee.context = request.pointee.context
+        slot.pointee.peer = Int32(truncatingIfNeeded: target.pointee.peer)
+        slot.pointee.eighths = isShare ? 0 : eighths
+        if !isShare {
+            slot.pointee.target = target
+            slot.pointee.offset = request.pointee.targetOffset
+            slot.pointee.immediate = request.pointee.immediate
+        }
+
+        template.pointee.source.iov_base = UnsafeMutableRawPointer(mutating: request.pointee.source)
+        template.pointee.source.iov_len = request.pointee.length
+        template.pointee.descriptor = UnsafeMutableRawPointer(bitPattern: UInt(request.pointee.localKey))
+        template.pointee.target.addr = target.pointee.base &+ request.pointee.targetOffset
+        template.pointee.target.len = request.pointee.length
+        template.pointee.target.key = target.pointee.key
+        template.pointee.message.iov_count = request.pointee.length > 0 ? 1 : 0
+        template.pointee.message.addr = peer.pointee.address
+        template.pointee.message.context = UnsafeMutableRawPointer(slot)
+        var flags = writeFlags
+        if isShare && eighths > 0 {
+            template.pointee.message.data = UInt64(
+                WireImmediate(request.pointee.immediate, eighths: eighths).rawValue)
+            flags |= FI_REMOTE_CQ_DATA
+        }
+        // More may be promised only when the next one cannot be refused.
+        if isHardware && !isLast && posted + 1 < postsPerPoll && writesInFlight + 1 < transmitSlots / 2
+            && freeWrite >= 0
+        {
+            flags |= FI_MORE
+        }
+        let result = fi_writemsg(handles.endpoint, &template.pointee.message, flags)
+        if result == 0 {
+            posted += 1
+            writesInFlight += 1
+            peer.pointee.writes += 1
+            peer.pointee.refusedSince = 0
+            return (.success, 0)
+        }
+        pushWrite(index)
+        let error = Int32(truncatingIfNeeded: -result)
+        guard error == FI_EAGAIN else { return (FabricError.status(of: error), error) }
+        if peer.pointee.writes == 0 && isRefused(peer) {
+            lose(Int32(truncatingIfNeeded: target.pointee.peer), status: .peerLost, detail: ETIMEDOUT)
+            return (.peerLost, ETIMEDOUT)
+        }
+        return (.again, 0)
+    }
+
+    // MARK: Frames
+
+    /// Puts a small write into the peer's frame.
+    @inline(__always) private mutating func pack(
+        _ request: UnsafePointer<WorkRequest>
+    ) -> (status: WorkStatus, detail: Int32) {
+        let index = Int32(truncatingIfNeeded: request.pointee.target.pointee.peer)
+        let frame = openFrame(to: index, room: FrameRecord.stride(length: request.pointee.length))
+        guard frame >= 0 else { return (.again, 0) }
+        append(
+            FrameRecord(request.pointee, from: engine), request.pointee.source, to: frame,
+            request.pointee.context)
+        return (.success, 0)
+    }
+
+    /// Adds one record to a frame that has room for it.
+    @inline(__always) private mutating func append(
+        _ record: FrameRecord, _ payload: UnsafeRawPointer?, to frame: Int32, _ context: UInt64
+    ) {
+        let open = sendFrames + Int(frame)
+        let place = open.pointee.bytes + open.pointee.used
+        place.storeBytes(of: record, as: FrameRecord.self)
+        let length = Int(record.length)
+        if length > 0, let payload {
+            (place + FrameRecord.byteCount).copyMemory(from: payload, byteCount: length)
+        }
+        open.pointee.used += FrameRecord.stride(length: length)
+        open.pointee.note(context)
+    }
+
+    /// The frame that is being filled for a peer, with `room` bytes left; -1 when there is none now.
+    @inline(__always) private mutating func openFrame(to index: Int32, room: Int) -> Int32 {
+        let peer = peers + Int(index)
+        let current = peer.pointee.open
+        if current >= 0 {
+            let frame = sendFrames + Int(current)
+            if frame.pointee.used + room <= frameBytes && frame.pointee.recordCount < Tuning.recordsPerFrame {
+                return current
+            }
+            guard sendOpenFrame(of: index) else { return -1 }
+        }
+        let fresh = freeFrame
+        guard fresh >= 0 else { return -1 }
+        freeFrame = sendFrames[Int(fresh)].next
+        let needsHello = peer.pointee.remoteIndex == .max
+        sendFrames[Int(fresh)].reset(
+            start: FrameHeader.byteCount + (needsHello ? FrameHeader.helloBytes : 0))
+        if needsHello { writeHello(at: sendFrames[Int(fresh)].bytes + FrameHeader.byteCount) }
+        // Whether a hello is there is read from the header when the frame is sent.
+        sendFrames[Int(fresh)].bytes.storeBytes(
+            of: needsHello ? FrameHeader.Flag.hello : 0, toByteOffset: 4, as: UInt16.self)
+        peer.pointee.open = fresh
+        list(index)
+        return fresh
+    }
+
+    private func writeHello(at place: UnsafeMutableRawPointer) {
+        place.storeBytes(of: UInt64(ownAddressLength), as: UInt64.self)
+        (place + 8).copyMemory(from: ownAddress, byteCount: Limits.addressBytes)
+    }
+
+    /// Sends the peer's frame; false when it has to wait.
+    mutating func sendOpenFrame(of index: Int32) -> Bool {
+        let peer = peers + Int(index)
+        guard peer.pointee.inFlight < Tuning.window else { return false }
+        // Failures travel before the acknowledgement that covers them.
+        if peer.pointee.failureAck >= 0 && !sendAck(to: index, flags: 0) { return false }
+        let number = peer.pointee.open
+        let frame = sendFrames + Int(number)
+        let hello = frame.pointee.bytes.load(fromByteOffset: 4, as: UInt16.self) & FrameHeader.Flag.hello
+        let start = FrameHeader.byteCount + (hello != 0 ? FrameHeader.helloBytes : 0)
+        writeHeader(
+            at: frame.pointee.bytes, for: index, flags: hello, start: start, length: frame.pointee.used)
+        let slot = slots + Int(Self.firstFrame + number)
+        slot.pointee.peer = index
+        slot.pointee.epoch = peer.pointee.epoch
+        let result = fi_send(
+            handles.endpoint, frame.pointee.bytes, frame.pointee.used, arenaDescriptor, peer.pointee.address,
+            slot)
+        guard result == 0 else {
+            refuse(index, Int32(truncatingIfNeeded: -result))
+            return false
+        }
+        peer.pointee.refusedSince = 0
+        peer.pointee.isLost = false
+        peer.pointee.acknowledged = peer.pointee.processed
+        frame.pointee.sequence = peer.pointee.nextSequence
+        frame.pointee.isPosted = true
+        frame.pointee.next = -1
+        peer.pointee.nextSequence &+= 1
+        if peer.pointee.inFlight == 0 { peer.pointee.waitsSince = 0 }
+        peer.pointee.inFlight += 1
+        framesInFlight += 1
+        if peer.pointee.lastInFlight >= 0 {
+            sendFrames[Int(peer.pointee.lastInFlight)].next = number
+        } else {
+            peer.pointee.firstInFlight = number
+        }
+        peer.pointee.lastInFlight = number
+        peer.pointee.open = -1
+        return true
+    }
+
+    /// What a refused send means for the peer.
+    private mutating func refuse(_ index: Int32, _ error: Int32) {
+        if error == FI_EAGAIN {
+            if isRefused(peers + Int(index)) { lose(index, status: .peerLost, detail: ETIMEDOUT) }
+        } else {
+            lose(index, status: FabricError.status(of: error), detail: error)
+        }
+    }
+
+    private func writeHeader(
+        at place: UnsafeMutableRawPointer, for index: Int32, flags: UInt16, start: Int, length: Int
+    ) {
+        let peer = peers + Int(index)
+        let header = FrameHeader(
+            flags: flags, start: UInt16(start), length: UInt32(length), to: peer.pointee.remoteIndex,
+            from: UInt32(index), epoch: peer.pointee.epoch, sequence: peer.pointee.nextSequence,
+            ackEpoch: peer.pointee.inEpoch, ack: peer.pointee.processed,
+            failures: peer.pointee.failuresSent, sender: engine, receiver: peer.pointee.engine)
+        place.storeBytes(of: header, as: FrameHeader.self)
+    }
+
+    // MARK: Acknowledgements
+
+    /// Sends an acknowledgement with the failures collected so far; false when it has to wait.
+    mutating func sendAck(to index: Int32, flags extra: UInt16) -> Bool {
+        let peer = peers + Int(index)
+        let isFresh = peer.pointee.failureAck < 0
+        if isFresh && !openAck(of: index) { return false }
+        let number = peer.pointee.failureAck
+        let bytes = ackBytes(number)
+        var flags = FrameHeader.Flag.ack | extra
+        if peer.pointee.owesGap { flags |= FrameHeader.Flag.gap }
+        if peer.pointee.remoteIndex == .max {
+            flags |= FrameHeader.Flag.hello
+            writeHello(at: bytes + FrameHeader.byteCount)
+        }
+        // Failures have been written behind the room for a hello.
+        let hasTail = flags & FrameHeader.Flag.hello != 0 || peer.pointee.failureBytes > 0
+        let start = FrameHeader.byteCount + (hasTail ? FrameHeader.helloBytes : 0)
+        let length = start + peer.pointee.failureBytes
+        let isReport = peer.pointee.failureBytes > 0
+        if isReport { peer.pointee.failuresSent &+= 1 }
+        writeHeader(at: bytes, for: index, flags: flags, start: start, length: length)
+        let slot = slots + Int(Self.firstAck + number)
+        slot.pointee.peer = index
+        slot.pointee.epoch = peer.pointee.epoch
+        let result = fi_send(
+            handles.endpoint, bytes, length, arenaDescriptor, peer.pointee.address, slot)
+        guard result == 0 else {
+            if isFresh { closeAck(of: index) }
+            if isReport { peer.pointee.failuresSent &-= 1 }
+            refuse(index, Int32(truncatingIfNeeded: -result))
+            return false
+        }
+        peer.pointee.refusedSince = 0
+        peer.pointee.failureAck = -1
+        peer.pointee.failureBytes = 0
+        peer.pointee.acknowledged = peer.pointee.processed
+        peer.pointee.owesAck = false
+        peer.pointee.owesGap = false
+        return true
+    }
+
+    /// Gives the peer a buffer for an acknowledgement.
+    mutating func openAck(of index: Int32) -> Bool {
+        let number = freeAck
+        guard number >= 0 else { return false }
+        freeAck = slots[Int(Self.firstAck + number)].next
+        peers[Int(index)].failureAck = number
+        peers[Int(index)].failureBytes = 0
+        return true
+    }
+
+    private mutating func closeAck(of index: Int32) {
+        freeAckBuffer(peers[Int(index)].failureAck)
+        peers[Int(index)].failureAck = -1
+    }
+
+    /// Takes back the buffer of an acknowledgement.
+    mutating func freeAckBuffer(_ number: Int32) {
+        slots[Int(Self.firstAck + number)].next = freeAck
+        freeAck = number
+    }
+
+    /// The buffer of an acknowledgement.
+    func ackBytes(_ number: Int32) -> UnsafeMutableRawPointer {
+        arena + Tuning.sendFrames * frameBytes + Int(number) * Tuning.ackBytes
+    }
+
+    // MARK: The end of frames
+
+    /// Takes the oldest frame from those on their way to a peer.
+    mutating func takeOldest(of peer: UnsafeMutablePointer<Peer>) -> Int32 {
+        let number = peer.pointee.firstInFlight
+        peer.pointee.firstInFlight = sendFrames[Int(number)].next
+        if peer.pointee.firstInFlight < 0 { peer.pointee.lastInFlight = -1 }
+        peer.pointee.inFlight -= 1
+        framesInFlight -= 1
+        return number
+    }
+
+    /// Queues a frame so that its completions are handed out.
+    mutating func report(_ number: Int32) {
+        sendFrames[Int(number)].next = -1
+        if lastReport >= 0 { sendFrames[Int(lastReport)].next = number } else { firstReport = number }
+        lastReport = number
+    }
+
+    /// Hands out completions of acknowledged frames while there is room.
+    mutating func handOutReports() {
+        while firstReport >= 0 {
+            let number = firstReport
+            let frame = sendFrames + Int(number)
+            while hasRoom, let completion = frame.pointee.takeReport() { emit(completion) }
+            guard frame.pointee.reportedRuns == frame.pointee.runCount else { return }
+            firstReport = frame.pointee.next
+            if firstReport < 0 { lastReport = -1 }
+            frame.pointee.isReported = true
+            if !frame.pointee.isPosted { freeSendFrame(number) }
+        }
+    }
+
+    /// Takes back a frame that libfabric and the reports are done with.
+    mutating func freeSendFrame(_ number: Int32) {
+        sendFrames[Int(number)].next = freeFrame
+        freeFrame = number
+    }
+
+    /// Puts the counts of finished writes into frames, for shares that an immediate cannot say.
+    mutating func countFinishedWrites() {
+        while firstUncounted >= 0 {
+            let index = firstUncounted
+            let slot = slots + Int(index)
+            guard let target = slot.pointee.target else { return }
+            let frame = openFrame(to: slot.pointee.peer, room: FrameRecord.byteCount)
+            guard frame >= 0 else { return }
+            let request = WorkRequest(
+                context: slot.pointee.context, source: UnsafeRawPointer(slot), length: 0, localKey: 0,
+                target: target, targetOffset: slot.pointee.offset, immediate: slot.pointee.immediate,
+                eighths: slot.pointee.eighths)
+            append(FrameRecord(request, from: engine), nil, to: frame, slot.pointee.context)
+            firstUncounted = slot.pointee.next
+            if firstUncounted < 0 { lastUncounted = -1 }
+            pushWrite(index)
+        }
+    }
+}

@@ -1,0 +1,281 @@
+import CLibfabric
+import Glibc
+import TransferCore
+
+extension DomainState {
+    // MARK: Frames
+
+    /// Looks at a frame's header. Nothing in it is trusted: what does not fit is dropped.
+    mutating func arrive(_ number: Int32, length: Int) {
+        let bytes = UnsafeRawPointer(buffer(number))
+        guard length >= FrameHeader.byteCount, length <= frameBytes else { return recycle(number) }
+        let header = bytes.loadUnaligned(as: FrameHeader.self)
+        let start = Int(header.start)
+        guard header.magic == FrameHeader.magic, Int(header.length) == length, header.receiver == engine,
+            start >= FrameHeader.byteCount, start <= length, start & 7 == 0
+        else { return recycle(number) }
+        let index = sender(of: header, bytes)
+        guard index >= 0 else { return recycle(number) }
+        let peer = peers + Int(index)
+        peer.pointee.remoteIndex = header.from
+
+        let isAck = header.flags & FrameHeader.Flag.ack != 0
+        if isAck { noteFailures(header, bytes, from: index) }
+        noteAck(header, from: index)
+        if header.flags & FrameHeader.Flag.ping != 0 { answerPing(header, from: index) }
+        if isAck { return recycle(number) }
+
+        if Int32(bitPattern: header.epoch &- peer.pointee.inEpoch) > 0 {
+            startEpoch(header.epoch, of: index)
+        }
+        let slot = slots + Int(number)
+        slot.pointee.peer = index
+        slot.pointee.epoch = header.epoch
+        slot.pointee.sequence = header.sequence
+        guard header.epoch == peer.pointee.inEpoch, header.sequence == peer.pointee.arrived else {
+            if header.epoch == peer.pointee.inEpoch, header.sequence &- peer.pointee.arrived < Tuning.window,
+                !isEarly(header.sequence, from: index)
+            {
+                slot.pointee.next = firstEarly
+                firstEarly = number
+            } else {
+                recycle(number)
+            }
+            return
+        }
+        accept(number)
+        while firstEarly >= 0, let next = takeEarly(peer.pointee.arrived, from: index) { accept(next) }
+    }
+
+    /// Queues the peer's next frame to be carried out.
+    private mutating func accept(_ number: Int32) {
+        let slot = slots + Int(number)
+        peers[Int(slot.pointee.peer)].arrived &+= 1
+        slot.pointee.next = -1
+        if lastArrived >= 0 { slots[Int(lastArrived)].next = number } else { firstArrived = number }
+        lastArrived = number
+    }
+
+    private func isEarly(_ sequence: UInt32, from index: Int32) -> Bool {
+        var number = firstEarly
+        while number >= 0 {
+            if slots[Int(number)].peer == index && slots[Int(number)].sequence == sequence { return true }
+            number = slots[Int(number)].next
+        }
+        return false
+    }
+
+    /// Takes a frame out of those that came too early; nil when it is not there.
+    private mutating func takeEarly(_ sequence: UInt32, from index: Int32) -> Int32? {
+        var previous: Int32 = -1
+        var number = firstEarly
+        while number >= 0 {
+            let slot = slots + Int(number)
+            if slot.pointee.peer == index && slot.pointee.sequence == sequence {
+                if previous >= 0 {
+                    slots[Int(previous)].next = slot.pointee.next
+                } else {
+                    firstEarly = slot.pointee.next
+                }
+                return number
+            }
+            previous = number
+            number = slot.pointee.next
+        }
+        return nil
+    }
+
+    /// The peer starts over: what it sent before and never completed is forgotten.
+    private mutating func startEpoch(_ epoch: UInt32, of index: Int32) {
+        let peer = peers + Int(index)
+        var number = firstEarly
+        firstEarly = -1
+        while number >= 0 {
+            let next = slots[Int(number)].next
+            if slots[Int(number)].peer == index {
+                recycle(number)
+            } else {
+                slots[Int(number)].next = firstEarly
+                firstEarly = number
+            }
+            number = next
+        }
+        peer.pointee.inEpoch = epoch
+        peer.pointee.arrived = 0
+        peer.pointee.processed = 0
+        peer.pointee.acknowledged = 0
+        peer.pointee.failuresSent = 0
+        peer.pointee.failureBytes = 0
+        peer.pointee.missedAtPing = 0
+        // The head of the queue may be a frame of the old epoch; it is carried out, but not acknowledged.
+    }
+
+    /// Acknowledges at once. A frame that is missing at two pings in a row was lost with a connection.
+    private mutating func answerPing(_ header: FrameHeader, from index: Int32) {
+        let peer = peers + Int(index)
+        peer.pointee.owesAck = true
+        list(index)
+        if Int32(bitPattern: header.epoch &- peer.pointee.inEpoch) > 0 { startEpoch(header.epoch, of: index) }
+        guard header.epoch == peer.pointee.inEpoch, header.sequence != peer.pointee.arrived else {
+            peer.pointee.missedAtPing = 0
+            return
+        }
+        if peer.pointee.missedAtPing == peer.pointee.arrived &+ 1 { peer.pointee.owesGap = true }
+        peer.pointee.missedAtPing = peer.pointee.arrived &+ 1
+    }
+
+    /// Who sent a frame, or -1.
+    private mutating func sender(of header: FrameHeader, _ bytes: UnsafeRawPointer) -> Int32 {
+        if header.to < UInt32(peerCount), peers[Int(header.to)].engine == header.sender {
+            return Int32(header.to)
+        }
+        guard header.flags & FrameHeader.Flag.hello != 0,
+            Int(header.start) >= FrameHeader.byteCount + FrameHeader.helloBytes
+        else { return -1 }
+        let length = (bytes + FrameHeader.byteCount).loadUnaligned(as: UInt64.self)
+        guard length > 0, length == UInt64(ownAddressLength) else { return -1 }
+        return findPeer(
+            engine: header.sender, address: bytes + FrameHeader.byteCount + 8, length: Int(length)
+        ).index
+    }
+
+    /// Remembers which records of our frames the peer refused; the acknowledgement that follows reports them.
+    private mutating func noteFailures(_ header: FrameHeader, _ bytes: UnsafeRawPointer, from index: Int32) {
+        guard header.ackEpoch == peers[Int(index)].epoch else { return }
+        var offset = Int(header.start)
+        if offset < Int(header.length) { peers[Int(index)].failuresSeen &+= 1 }
+        while offset + FrameFailure.byteCount <= Int(header.length) {
+            let failure = (bytes + offset).loadUnaligned(as: FrameFailure.self)
+            offset += FrameFailure.byteCount
+            var number = peers[Int(index)].firstInFlight
+            while number >= 0 && sendFrames[Int(number)].sequence != failure.sequence {
+                number = sendFrames[Int(number)].next
+            }
+            if number >= 0 { sendFrames[Int(number)].fail(failure) }
+        }
+    }
+
+    /// Ends the frames that the peer has carried out.
+    private mutating func noteAck(_ header: FrameHeader, from index: Int32) {
+        let peer = peers + Int(index)
+        guard header.ackEpoch == peer.pointee.epoch else { return }
+        if Int32(bitPattern: header.ack &- peer.pointee.ackSeen) >= 0 {
+            peer.pointee.ackSeen = header.ack
+            peer.pointee.failuresExpected = header.failures
+        }
+        if Int32(bitPattern: peer.pointee.failuresSeen &- peer.pointee.failuresExpected) >= 0 {
+            let oldest = peer.pointee.nextSequence &- peer.pointee.inFlight
+            let count = peer.pointee.ackSeen &- oldest
+            if count > 0 && count <= peer.pointee.inFlight {
+                for _ in 0..<count {
+                    let frame = takeOldest(of: peer)
+                    report(frame)
+                }
+                peer.pointee.waitsSince = 0
+            }
+        }
+        if header.flags & FrameHeader.Flag.gap != 0 {
+            lose(index, status: .peerLost, detail: ECONNRESET)
+        }
+    }
+
+    /// Carries out the records of the frames that came, while there is room for messages and failures.
+    mutating func unpackArrived() {
+        while firstArrived >= 0 {
+            let number = firstArrived
+            guard unpack(number) else { return }
+            let slot = slots + Int(number)
+            firstArrived = slot.pointee.next
+            if firstArrived < 0 { lastArrived = -1 }
+            let peer = peers + Int(slot.pointee.peer)
+            if slot.pointee.epoch == peer.pointee.inEpoch {
+                peer.pointee.processed &+= 1
+                list(slot.pointee.peer)
+            }
+            if arrivedHasMessage {
+                slot.pointee.next = held
+                held = number
+            } else {
+                recycle(number)
+            }
+            arrivedOffset = 0
+            arrivedRecord = 0
+            arrivedHasMessage = false
+        }
+    }
+
+    /// Carries out records from where the last call stopped; true when the frame is done.
+    private mutating func unpack(_ number: Int32) -> Bool {
+        let bytes = UnsafeRawPointer(buffer(number))
+        let length = Int(bytes.loadUnaligned(fromByteOffset: 8, as: UInt32.self))
+        if arrivedOffset == 0 {
+            arrivedOffset = Int(bytes.loadUnaligned(fromByteOffset: 6, as: UInt16.self))
+        }
+        while arrivedOffset + FrameRecord.byteCount <= length {
+            let record = (bytes + arrivedOffset).loadUnaligned(as: FrameRecord.self)
+            let stride = FrameRecord.stride(length: Int(record.length))
+            let index = slots[Int(number)].peer
+            var status = WorkStatus.success
+            if stride > length - arrivedOffset {
+                // A damaged frame: there is no next record to find.
+                status = .providerFailed
+                guard noteFailure(.providerFailed, records: .max, of: number, from: index) else {
+                    return false
+                }
+                arrivedOffset = length
+                return true
+            }
+            let payload = UnsafeRawBufferPointer(
+                start: bytes + arrivedOffset + FrameRecord.byteCount, count: Int(record.length))
+            if record.kind == FrameRecord.Kind.write {
+                status = record.apply(payload, to: page)
+            } else if record.kind == FrameRecord.Kind.message {
+                guard hasRoom else { return false }
+                output[outputCount] = Completion(message: payload, from: peers[Int(index)].engine)
+                outputCount += 1
+                arrivedHasMessage = true
+            } else if record.kind != FrameRecord.Kind.padding {
+                status = .providerFailed
+            }
+            if status != .success {
+                guard noteFailure(status, records: 1, of: number, from: index) else { return false }
+            }
+            arrivedOffset += stride
+            arrivedRecord += 1
+        }
+        return true
+    }
+
+    /// Puts a failure into the acknowledgement that is being filled for the peer; false when none is free
+    /// now.
+    private mutating func noteFailure(
+        _ status: WorkStatus, records: UInt32, of number: Int32, from index: Int32
+    ) -> Bool {
+        let peer = peers + Int(index)
+        guard slots[Int(number)].epoch == peer.pointee.inEpoch else { return true }
+        list(index)
+        let sequence = peer.pointee.processed
+        let first = FrameHeader.byteCount + FrameHeader.helloBytes
+        if peer.pointee.failureAck >= 0 && peer.pointee.failureBytes > 0 {
+            let place = ackBytes(peer.pointee.failureAck) + first + peer.pointee.failureBytes
+            let last = (place - FrameFailure.byteCount).assumingMemoryBound(to: FrameFailure.self)
+            if last.pointee.sequence == sequence, last.pointee.status == UInt32(status.rawValue),
+                records == 1,
+                last.pointee.first &+ last.pointee.count == arrivedRecord
+            {
+                last.pointee.count += 1
+                return true
+            }
+            if first + peer.pointee.failureBytes + FrameFailure.byteCount > Tuning.ackBytes {
+                guard sendAck(to: index, flags: 0) else { return false }
+            }
+        }
+        if peer.pointee.failureAck < 0 && !openAck(of: index) { return false }
+        let failure = FrameFailure(
+            sequence: sequence, first: arrivedRecord, count: records, status: UInt32(status.rawValue))
+        (ackBytes(peer.pointee.failureAck) + first + peer.pointee.failureBytes)
+            .storeBytes(of: failure, as: FrameFailure.self)
+        peer.pointee.failureBytes += FrameFailure.byteCount
+        return true
+    }
+}

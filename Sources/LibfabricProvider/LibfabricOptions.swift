@@ -1,0 +1,78 @@
+/// How to open one NIC through libfabric.
+public struct LibfabricOptions: Hashable, Sendable {
+    /// Whether small writes travel in frames, many to a send, instead of one operation each.
+    public enum Framing: Hashable, Sendable {
+        /// On for providers that are software on both sides (`tcp`, `tcp;ofi_rxm`, `net`), where an operation
+        /// costs a system call; off where hardware writes.
+        case automatic
+        /// Every write is an operation of its own. Peers must agree on this no more than on the threshold.
+        case never
+    }
+
+    /// libfabric's name of the provider: `tcp`, `tcp;ofi_rxm`, `efa`, `verbs;ofi_rxm`, `shm`. Peers must use
+    /// the same.
+    public var provider: String
+    /// Which NIC: an interface (`eth0`), a device (`rdmap0s6-rdm`) or a numeric address (`127.0.0.2`); nil
+    /// takes libfabric's first choice.
+    public var nic: String?
+    /// Overrides the link speed that the NIC reports, in Mbit/s.
+    public var megabitsPerSecond: UInt32?
+    /// Whether small writes are framed.
+    public var framing: Framing
+    /// Writes up to this many bytes are framed, when framing is on.
+    public var frameThreshold: Int
+
+    public init(
+        provider: String = "tcp", nic: String? = nil, megabitsPerSecond: UInt32? = nil,
+        framing: Framing = .automatic, frameThreshold: Int = Tuning.frameThreshold
+    ) {
+        self.provider = provider
+        self.nic = nic
+        self.megabitsPerSecond = megabitsPerSecond
+        self.framing = framing
+        self.frameThreshold = frameThreshold
+    }
+
+    /// Whether a NIC, not the CPU, places the data: its acknowledgement is the completion.
+    var isHardware: Bool { provider.hasPrefix("efa") || provider.hasPrefix("verbs") }
+    var isEFA: Bool { provider.hasPrefix("efa") }
+    /// Whether small writes travel in frames.
+    var frames: Bool {
+        framing == .automatic
+            && (provider.hasPrefix("tcp") || provider == "net" || provider.hasPrefix("net;"))
+    }
+}
+
+/// Sizes that were chosen by measurement; the design document has the numbers.
+public enum Tuning {
+    /// Default of `LibfabricOptions.frameThreshold`.
+    public static let frameThreshold = 16384
+    /// Bytes of a frame when small writes are framed.
+    static let frameBytes = 65536
+    /// Bytes of a frame that carries messages only: one of the largest size.
+    static let messageFrameBytes = 20480
+    /// Bytes of a frame that carries only acknowledgements.
+    static let ackBytes = 1024
+    /// Frames that may be on their way to one peer without an acknowledgement.
+    static let window: UInt32 = 16
+    /// Frames on their way to one peer at which a frame that is not full waits for more.
+    static let aggregation: UInt32 = 2
+    /// Frames of one domain, for all its peers.
+    static let sendFrames = 64
+    /// Buffers for acknowledgements on their way.
+    static let ackFrames = 64
+    /// Posted receive buffers; with few bytes a frame where the NIC pins them.
+    static let receiveFrames = 64
+    /// Writes in flight on one domain that are operations of their own.
+    static let writes = 2048
+    /// Records in one frame.
+    static let recordsPerFrame = 1024
+    /// Peers of one domain.
+    static let peers = 4096
+    /// Requests that EFA is given between two polls: more of them lowers its rate for small packets.
+    static let efaPostsPerPoll = 32
+    /// How long a peer may owe an acknowledgement before it is asked whether it lives, in nanoseconds.
+    static let pingAfter: UInt64 = 200_000_000
+    /// How long a transport may refuse work for a peer before the peer counts as lost, in nanoseconds.
+    static let patience: UInt64 = 5_000_000_000
+}

@@ -1,0 +1,181 @@
+import CLibfabric
+import TransferCore
+
+/// What libfabric hands back with a completion: one for each operation that may be in flight, at a fixed
+/// place.
+///
+/// Providers may use the first bytes as they like while the operation is in flight (FI_CONTEXT2), hence the
+/// order.
+struct OperationSlot {
+    var scratch: fi_context2
+    /// The engine's context of a write.
+    var context: UInt64
+    /// The target of a write, for the record that counts it.
+    var target: UnsafePointer<ImportedKey>?
+    var offset: UInt64
+    var immediate: UInt32
+    /// Eighths that a record has to count once the write is complete; 0 when the immediate does.
+    var eighths: UInt32
+    var peer: Int32
+    /// Next in a free list or a queue, or -1.
+    var next: Int32
+    /// The peer's epoch when a frame was sent, or the epoch and number of a frame that came.
+    var epoch: UInt32
+    var sequence: UInt32 = 0
+}
+
+/// Consecutive records of a frame with the same context.
+struct ContextRun {
+    var context: UInt64
+    var count: UInt32
+}
+
+/// A frame being filled, on its way, or acknowledged and being reported.
+struct SendFrame {
+    var bytes: UnsafeMutableRawPointer
+    var runs: UnsafeMutablePointer<ContextRun>
+    var failures: UnsafeMutablePointer<FrameFailure>
+    var used = 0
+    var runCount = 0
+    var failureCount = 0
+    var recordCount: UInt32 = 0
+    var sequence: UInt32 = 0
+    /// Reported so far: runs, records of the current run, records in all, failures.
+    var reportedRuns = 0
+    var reportedOfRun: UInt32 = 0
+    var reportedRecords: UInt32 = 0
+    var reportedFailures = 0
+    var detail: Int32 = 0
+    /// Whether libfabric still has the buffer.
+    var isPosted = false
+    /// Whether all completions have been handed out.
+    var isReported = false
+    var next: Int32 = -1
+
+    /// Makes the frame empty; `start` bytes are left for the header.
+    mutating func reset(start: Int) {
+        used = start
+        runCount = 0
+        failureCount = 0
+        recordCount = 0
+        reportedRuns = 0
+        reportedOfRun = 0
+        reportedRecords = 0
+        reportedFailures = 0
+        detail = 0
+        isPosted = false
+        isReported = false
+        next = -1
+    }
+
+    /// Notes one more record.
+    @inline(__always) mutating func note(_ context: UInt64) {
+        recordCount += 1
+        if runCount > 0, runs[runCount - 1].context == context {
+            runs[runCount - 1].count += 1
+        } else {
+            runs[runCount] = ContextRun(context: context, count: 1)
+            runCount += 1
+        }
+    }
+
+    /// Marks records as failed. A peer decides what arrives here: ranges that make no sense are dropped.
+    mutating func fail(_ failure: FrameFailure) {
+        guard failure.count > 0, failure.first < recordCount, failureCount < Tuning.recordsPerFrame else {
+            return
+        }
+        if failureCount > 0 {
+            let last = failures[failureCount - 1]
+            guard failure.first >= last.first + last.count else { return }
+        }
+        failures[failureCount] = failure
+        failures[failureCount].count = min(failure.count, recordCount - failure.first)
+        failureCount += 1
+    }
+
+    /// Marks all records as failed.
+    mutating func failAll(_ status: WorkStatus, detail: Int32) {
+        failureCount = 1
+        self.detail = detail
+        failures[0] = FrameFailure(
+            sequence: sequence, first: 0, count: recordCount, status: UInt32(status.rawValue))
+    }
+
+    /// The next records of one context that ended the same way, or nil when all have been reported.
+    mutating func takeReport() -> Completion? {
+        guard reportedRuns < runCount else { return nil }
+        let run = runs[reportedRuns]
+        var count = run.count - reportedOfRun
+        var status = WorkStatus.success
+        if reportedFailures < failureCount {
+            let failure = failures[reportedFailures]
+            if failure.first <= reportedRecords {
+                count = min(count, failure.first + failure.count - reportedRecords)
+                status = WorkStatus(rawValue: UInt8(truncatingIfNeeded: failure.status)) ?? .providerFailed
+                if status == .success || status == .again { status = .providerFailed }
+            } else {
+                count = min(count, failure.first - reportedRecords)
+            }
+        }
+        reportedRecords += count
+        reportedOfRun += count
+        if reportedOfRun == run.count {
+            reportedRuns += 1
+            reportedOfRun = 0
+        }
+        if reportedFailures < failureCount {
+            let failure = failures[reportedFailures]
+            if failure.first + failure.count <= reportedRecords { reportedFailures += 1 }
+        }
+        return Completion(
+            context: run.context, count: count, status: status, detail: status == .success ? 0 : detail)
+    }
+}
+
+/// Another domain that this one talks to.
+struct Peer {
+    var engine: UInt64 = 0
+    var address: fi_addr_t = 0
+    var addressLength = 0
+    var imports = 0
+    var isLost = false
+
+    // What is sent to it.
+    var epoch: UInt32 = 0
+    var nextSequence: UInt32 = 0
+    var inFlight: UInt32 = 0
+    var remoteIndex: UInt32 = .max
+    var open: Int32 = -1
+    var firstInFlight: Int32 = -1
+    var lastInFlight: Int32 = -1
+    /// Writes of their own that are on their way.
+    var writes = 0
+    /// Since when the transport takes nothing, or 0.
+    var refusedSince: UInt64 = 0
+    /// Since when the oldest frame waits for its acknowledgement, or 0 when nobody has looked yet.
+    var waitsSince: UInt64 = 0
+    /// The highest acknowledgement, and how many with failures had to come before it and have.
+    var ackSeen: UInt32 = 0
+    var failuresExpected: UInt32 = 0
+    var failuresSeen: UInt32 = 0
+
+    // What is received from it.
+    var inEpoch: UInt32 = 0
+    /// Frames that came.
+    var arrived: UInt32 = 0
+    /// Frames that have been carried out, and how many of them it was told of.
+    var processed: UInt32 = 0
+    var acknowledged: UInt32 = 0
+    /// Acknowledgements with failures that it was sent.
+    var failuresSent: UInt32 = 0
+    /// What was missing at the last ping, plus one; the same twice is a gap.
+    var missedAtPing: UInt32 = 0
+    var owesAck = false
+    var owesGap = false
+    /// The acknowledgement that collects failures, or -1.
+    var failureAck: Int32 = -1
+    var failureBytes = 0
+
+    /// Whether it is in the list of peers that need a look.
+    var isListed = false
+}

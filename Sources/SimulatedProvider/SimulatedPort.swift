@@ -1,0 +1,132 @@
+import TransferCore
+
+/// The state of one NIC, shared by the network that moves its packets and the domain that the engine holds.
+///
+/// A port knows neither of the two, so that nothing keeps anything alive in a circle: domain and network hold
+/// the port, and the domain holds the network.
+final class SimulatedPort {
+    /// What `poll` will hand over.
+    enum Ready {
+        /// The end of one request.
+        case completion(context: UInt64, status: WorkStatus, detail: Int32)
+        /// A message and the engine that sent it.
+        case message(MessageBytes, sender: EngineID)
+
+        /// Whether this is one more success of the context that `previous` reports.
+        func extends(_ previous: Completion) -> Bool {
+            guard case .completion(let context, .success, _) = self else { return false }
+            return previous.count > 0 && previous.status == .success && previous.context == context
+        }
+    }
+
+    /// The last moments of traffic to one target, for NICs that keep order.
+    struct Lane {
+        /// When the last byte of the latest packet arrives.
+        var tail: UInt64 = 0
+        /// When the latest acknowledgement is back.
+        var acknowledged: UInt64 = 0
+    }
+
+    /// Messages that a port holds for `poll`.
+    static let inboxLimit = Limits.messageBacklog
+
+    /// Unique in the network, never used again.
+    let id: UInt64
+    /// What the NIC is like.
+    let nic: SimulatedNIC
+    /// Where its writes are admitted and counted.
+    let page: TargetPage
+    /// The owner.
+    let engine: EngineID
+    /// False after `close`: nothing touches the owner's memory any more.
+    var isOpen = true
+    /// When the transmit side has sent all it was given.
+    var transmitFree: UInt64 = 0
+    /// When the receive side has taken in all that has arrived.
+    var receiveFree: UInt64 = 0
+    /// Requests and messages posted whose completions have not been polled.
+    var outstanding = 0
+    /// Registrations by local key.
+    var localKeys: [UInt64: LocalRegion] = [:]
+    /// Registrations by remote key.
+    var remoteKeys: [UInt64: LocalRegion] = [:]
+    /// Traffic by target.
+    var lanes: [UInt64: Lane] = [:]
+    /// Messages that found the inbox full, the oldest first. Their senders wait.
+    var parked: [Flight] = []
+    /// Whether an `unpark` event is on its way.
+    var isUnparking = false
+
+    private var ready: [Ready] = []
+    private var messagesReady = 0
+    private var lent: [MessageBytes] = []
+
+    /// Describes a port.
+    init(id: UInt64, nic: SimulatedNIC, page: TargetPage, engine: EngineID) {
+        self.id = id
+        self.nic = nic
+        self.page = page
+        self.engine = engine
+    }
+
+    /// Whether one more message fits.
+    var hasRoom: Bool { messagesReady < Self.inboxLimit }
+
+    /// Puts something out for `poll`.
+    func publish(_ item: Ready) {
+        if case .message = item { messagesReady += 1 }
+        ready.append(item)
+    }
+
+    /// Hands over what was published, the oldest first. Neighbouring successes of one context become one
+    /// completion.
+    func take(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int {
+        lent.removeAll(keepingCapacity: true)
+        var filled = 0
+        var taken = 0
+        for item in ready {
+            if filled > 0, item.extends(completions[filled - 1]) {
+                completions[filled - 1].count += 1
+            } else if filled < completions.count {
+                completions[filled] = lend(item)
+                filled += 1
+            } else {
+                break
+            }
+            taken += 1
+        }
+        ready.removeFirst(taken)
+        for index in 0..<filled { outstanding -= Int(completions[index].count) }  // 0 for messages
+        return filled
+    }
+
+    private func lend(_ item: Ready) -> Completion {
+        switch item {
+        case .completion(let context, let status, let detail):
+            return Completion(context: context, count: 1, status: status, detail: detail)
+        case .message(let message, let sender):
+            lent.append(message)
+            messagesReady -= 1
+            return Completion(message: message.bytes, from: sender.rawValue)
+        }
+    }
+
+    /// Whether the local key names a live registration that contains these bytes.
+    func owns(_ source: UnsafeRawPointer, length: Int, localKey: UInt64) -> Bool {
+        guard let region = localKeys[localKey] else { return false }
+        let offset = UInt(bitPattern: source) &- UInt(bitPattern: region.base)
+        return offset <= UInt(region.length) && length <= region.length - Int(offset)
+    }
+
+    /// Forgets everything.
+    func shut() {
+        isOpen = false
+        localKeys = [:]
+        remoteKeys = [:]
+        lanes = [:]
+        parked = []
+        ready = []
+        lent = []
+        messagesReady = 0
+    }
+}
