@@ -36,7 +36,8 @@ let package = Package(
         .target(name: "TransferCore", swiftSettings: hot),
         .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot),
         .target(
-            name: "SharedMemoryProvider", dependencies: ["TransferCore", "Platform", "CPlatform"], swiftSettings: hot),
+            name: "SharedMemoryProvider", dependencies: ["TransferCore", "Platform", "CPlatform"],
+            swiftSettings: hot),
         .target(name: "SimulatedProvider", dependencies: ["TransferCore"], swiftSettings: hot),
         .target(
             name: "LibfabricProvider", dependencies: ["TransferCore", "CPlatform", "CLibfabric"],
@@ -44,7 +45,8 @@ let package = Package(
         .target(
             name: "TransferEngine",
             dependencies: [
-                "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider", libfabric,
+                "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
+                libfabric,
             ],
             swiftSettings: hot),
         .executableTarget(
@@ -65,7 +67,8 @@ let package = Package(
             dependencies: ["TransferEngine", "SharedMemoryProvider", "SimulatedProvider", libfabric],
             swiftSettings: strict),
         .testTarget(
-            name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider"], swiftSettings: strict),
+            name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider"],
+            swiftSettings: strict),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(
             name: "AllocationTests",

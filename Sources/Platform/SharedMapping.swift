@@ -39,7 +39,8 @@ public struct SharedMapping: @unchecked Sendable {
         let file = te_memory_file(name, UInt64(byteCount), 0)
         guard file >= 0 else {
             throw TransferError(
-                .limitReached, "no memory file of \(byteCount) bytes: \(errorText(-file)); free memory or file descriptors")
+                .limitReached,
+                "no memory file of \(byteCount) bytes: \(errorText(-file)); free memory or file descriptors")
         }
         do {
             return try map(file: file, byteCount: byteCount, isPopulated: isPopulated)
@@ -50,9 +51,12 @@ public struct SharedMapping: @unchecked Sendable {
     }
 
     /// Maps a file that another process made. Closing `file` stays the caller's affair unless `unmap` is called.
-    public static func map(file: Int32, byteCount: Int, isPopulated: Bool) throws(TransferError) -> SharedMapping {
+    public static func map(file: Int32, byteCount: Int, isPopulated: Bool) throws(TransferError)
+        -> SharedMapping
+    {
         let flags = MAP_SHARED | MAP_NORESERVE | (isPopulated ? MAP_POPULATE : 0)
-        guard let base = mmap(nil, byteCount, PROT_READ | PROT_WRITE, flags, file, 0), base != MAP_FAILED else {
+        guard let base = mmap(nil, byteCount, PROT_READ | PROT_WRITE, flags, file, 0), base != MAP_FAILED
+        else {
             throw TransferError(.limitReached, "mapping \(byteCount) bytes failed: \(errorText(errno))")
         }
         return SharedMapping(base: base, byteCount: byteCount, file: file)

@@ -46,7 +46,8 @@ struct OutgoingRing {
     /// Collects the verdicts on records that the consumer is through with.
     mutating func collect(into completions: UnsafeMutableBufferPointer<Completion>, _ count: inout Int) {
         guard !isEmpty else { return }
-        let consumed = ring.head.pointee.load(ordering: .acquiring)  // pairs with the store in IncomingRing.drain
+        // pairs with the store in IncomingRing.drain
+        let consumed = ring.head.pointee.load(ordering: .acquiring)
         while pendingFirst < pendingEnd, count < completions.count {
             let next = pending[pendingFirst & (Self.pendingCapacity - 1)]
             guard next.end <= consumed else { break }
@@ -72,7 +73,9 @@ struct IncomingRing {
         ring = ByteRing(base: mapping.base)
     }
 
-    var isEmpty: Bool { !isSound || ring.tail.pointee.load(ordering: .acquiring) == head && published == head }
+    var isEmpty: Bool {
+        !isSound || ring.tail.pointee.load(ordering: .acquiring) == head && published == head
+    }
     private var published: UInt64 { ring.head.pointee.load(ordering: .relaxed) }
 
     /// Releases what the last call returned, carries out writes and returns messages until the space is used up.

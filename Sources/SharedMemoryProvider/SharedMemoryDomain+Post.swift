@@ -16,7 +16,8 @@ extension SharedMemoryDomain {
         guard let first = requests.baseAddress, !requests.isEmpty else {
             return PostResult(accepted: 0, isComplete: true, status: .success)
         }
-        if first.pointee.target.pointee.mapping == 0, peers[first.pointee.target.pointee.peer].outgoing != nil,
+        if first.pointee.target.pointee.mapping == 0,
+            peers[first.pointee.target.pointee.peer].outgoing != nil,
             first.pointee.target.pointee.maximumWriteBytes <= UInt64(ByteRing.recordBytes)
         {
             return postBounced(requests)
@@ -86,7 +87,9 @@ extension SharedMemoryDomain {
     }
 
     /// One system call for the whole run.
-    private func writeProcess(_ run: UnsafeBufferPointer<WorkRequest>, _ due: inout Due) -> (WorkStatus, Int32) {
+    private func writeProcess(_ run: UnsafeBufferPointer<WorkRequest>, _ due: inout Due) -> (
+        WorkStatus, Int32
+    ) {
         guard let first = run.baseAddress else { return (.success, 0) }
         let peer = first.pointee.target.pointee.peer
         let base = first.pointee.target.pointee.base
@@ -97,7 +100,8 @@ extension SharedMemoryDomain {
             let request = first + index
             if request.pointee.length > 0 {
                 let length = UInt64(request.pointee.length)
-                ranges[count] = te_range(base: UInt64(UInt(bitPattern: request.pointee.source)), length: length)
+                ranges[count] = te_range(
+                    base: UInt64(UInt(bitPattern: request.pointee.source)), length: length)
                 targets[count] = te_range(base: base + request.pointee.targetOffset, length: length)
                 count += 1
                 bytes += request.pointee.length
@@ -115,7 +119,8 @@ extension SharedMemoryDomain {
     }
 
     /// Writes all ranges, going on after short writes. Returns 0 or the error number.
-    private func transfer(_ process: Int32, _ targets: UnsafeMutablePointer<te_range>, _ count: Int) -> Int32 {
+    private func transfer(_ process: Int32, _ targets: UnsafeMutablePointer<te_range>, _ count: Int) -> Int32
+    {
         var done = 0
         while done < count {
             var written = te_write_process(process, ranges + done, targets + done, Int32(count - done))
@@ -149,7 +154,8 @@ extension SharedMemoryDomain {
         var status = WorkStatus.success
         for request in requests {
             let peer = request.target.pointee.peer
-            guard isBounced(request.target), request.target.pointee.mapping == 0, let outgoing = peers[peer].outgoing
+            guard isBounced(request.target), request.target.pointee.mapping == 0,
+                let outgoing = peers[peer].outgoing
             else { break }
             let record = FrameRecord(request, from: host.engine.rawValue)
             let bytes = UnsafeRawBufferPointer(start: request.source, count: request.length)

@@ -203,7 +203,8 @@ public final class SharedMemoryDomain: FabricDomain {
         for peer in 0..<peerCount {
             if let outgoing = peers[peer].outgoing, !outgoing.pointee.isEmpty { return false }
         }
-        return !isReceiver || host.page.doorbell.pointee.load(ordering: .sequentiallyConsistent) == seenDoorbell
+        return !isReceiver
+            || host.page.doorbell.pointee.load(ordering: .sequentiallyConsistent) == seenDoorbell
     }
 
     public var wakeDescriptor: Int32 { -1 }

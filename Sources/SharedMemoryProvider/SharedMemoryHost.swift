@@ -78,7 +78,9 @@ public final class SharedMemoryHost: Sendable {
     // MARK: What peers may have
 
     func publish(_ region: LocalRegion) { state.withLock { $0.regions[region.index] = region } }
-    func withdraw(_ region: LocalRegion) { state.withLock { _ = $0.regions.removeValue(forKey: region.index) } }
+    func withdraw(_ region: LocalRegion) {
+        state.withLock { _ = $0.regions.removeValue(forKey: region.index) }
+    }
     func takeNewRings() -> [SharedMapping] {
         state.withLock { state in
             defer { state.newRings = [] }
@@ -102,10 +104,12 @@ public final class SharedMemoryHost: Sendable {
     // MARK: Service thread
 
     private func serve() {
-        var connections = [Int32]()
+        var connections: [Int32] = []
         defer { for connection in connections { Glibc.close(connection) } }
         while true {
-            var polls = ([stopFile, listener] + connections).map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            var polls = ([stopFile, listener] + connections).map {
+                pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
+            }
             guard Glibc.poll(&polls, nfds_t(polls.count), -1) >= 0 || errno == EINTR else { return }
             if polls[0].revents != 0 { return }
             for entry in polls.dropFirst(2) where entry.revents != 0 && !answer(entry.fd) {
@@ -138,7 +142,9 @@ public final class SharedMemoryHost: Sendable {
         }
     }
 
-    private func answerRegion(_ request: ControlPacket, _ reply: inout ControlPacket, _ connection: Int32) -> Bool {
+    private func answerRegion(_ request: ControlPacket, _ reply: inout ControlPacket, _ connection: Int32)
+        -> Bool
+    {
         let region = state.withLock { $0.regions[request.index] }
         guard let region, region.generation == request.generation else {
             reply.status = UInt32(WorkStatus.staleRegion.rawValue)

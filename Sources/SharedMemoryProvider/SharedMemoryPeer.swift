@@ -33,14 +33,17 @@ final class SharedMemoryPeer: Sendable {
         }
         var hello = ControlPacket(ControlPacket.Kind.hello)
         hello.engine = own.rawValue
-        guard hello.send(to: socket) == 0, let (reply, files) = ControlPacket.receive(from: socket), files.count == 2
+        guard hello.send(to: socket) == 0, let (reply, files) = ControlPacket.receive(from: socket),
+            files.count == 2
         else {
             Glibc.close(socket)
-            throw TransferError(.unreachable, "engine \(engine) closed the connection; is it the same version?")
+            throw TransferError(
+                .unreachable, "engine \(engine) closed the connection; is it the same version?")
         }
         let mapping: SharedMapping
         do {
-            mapping = try SharedMapping.map(file: files[0], byteCount: TargetPage.byteCount, isPopulated: false)
+            mapping = try SharedMapping.map(
+                file: files[0], byteCount: TargetPage.byteCount, isPopulated: false)
         } catch {
             for file in files + [socket] { Glibc.close(file) }
             throw error
@@ -80,8 +83,11 @@ final class SharedMemoryPeer: Sendable {
 
     // MARK: Requests
 
-    private func ask(_ request: ControlPacket, _ state: inout State) throws(TransferError) -> (ControlPacket, [Int32]) {
-        guard request.send(to: state.socket) == 0, let (reply, files) = ControlPacket.receive(from: state.socket)
+    private func ask(_ request: ControlPacket, _ state: inout State) throws(TransferError) -> (
+        ControlPacket, [Int32]
+    ) {
+        guard request.send(to: state.socket) == 0,
+            let (reply, files) = ControlPacket.receive(from: state.socket)
         else { throw TransferError(.peerLost, "engine \(engine) has ended") }
         guard reply.status == 0 else {
             for file in files { Glibc.close(file) }
@@ -89,7 +95,8 @@ final class SharedMemoryPeer: Sendable {
             case .staleRegion:
                 throw TransferError(.staleRegion, "engine \(engine) has deregistered region \(request.index)")
             case .accessDenied:
-                throw TransferError(.accessDenied, "engine \(engine) refuses writes into region \(request.index)")
+                throw TransferError(
+                    .accessDenied, "engine \(engine) refuses writes into region \(request.index)")
             default:
                 throw TransferError(.providerFailed, "engine \(engine) could not serve shared memory")
             }
@@ -108,7 +115,8 @@ final class SharedMemoryPeer: Sendable {
             let (reply, files) = try ask(request, &state)
             guard reply.length >= remote.length else {
                 for file in files { Glibc.close(file) }
-                throw TransferError(.outOfRange, "the descriptor claims more bytes than region \(remote.index) has")
+                throw TransferError(
+                    .outOfRange, "the descriptor claims more bytes than region \(remote.index) has")
             }
             guard let file = files.first else { return (nil, reply.address) }
             let name = UInt64(remote.generation) << 32 | UInt64(remote.index)

@@ -45,7 +45,8 @@ public struct IndexQueue: ~Copyable, @unchecked Sendable {
                     expected: position, desired: position &+ 1, ordering: .relaxed)
                 if won {
                     cell.pointee.value = value
-                    cell.pointee.sequence.store(position &+ 1, ordering: .releasing)  // pairs with the load in pop
+                    // pairs with the load in pop
+                    cell.pointee.sequence.store(position &+ 1, ordering: .releasing)
                     return true
                 }
                 position = now

@@ -31,7 +31,8 @@ public protocol FabricDomain: AnyObject {
     /// Starts requests in the order given. Returns how many were taken; the rest were not touched.
     func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult
     /// Starts a two-sided message of at most `Limits.messageBytes`; the payload is copied before this returns.
-    func send(_ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64) -> PostResult
+    func send(_ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64)
+        -> PostResult
 
     /// Makes progress and returns completions and messages. A message's bytes are valid until the next call.
     func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int

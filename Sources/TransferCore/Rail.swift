@@ -21,7 +21,7 @@ public struct Rail: Hashable, Sendable {
     public static func join(local: [UInt32], remote: [UInt32]) -> [Rail] {
         let localEnds = ends(local)
         let remoteEnds = ends(remote)
-        var rails = [Rail]()
+        var rails: [Rail] = []
         var l = 0
         var r = 0
         while l < localEnds.count, r < remoteEnds.count {

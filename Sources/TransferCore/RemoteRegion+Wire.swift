@@ -98,12 +98,14 @@ private func checked(_ bytes: [UInt8], magic: [UInt8]) throws(TransferError) -> 
     let body = bytes.dropLast(4)
     let found = bytes.suffix(4).reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) }
     guard CRC32C.checksum(body) == found else {
-        throw TransferError(.malformedDescriptor, "the descriptor's checksum is wrong: it was altered on its way")
+        throw TransferError(
+            .malformedDescriptor, "the descriptor's checksum is wrong: it was altered on its way")
     }
     guard bytes[3] == RemoteRegion.version else {
         throw TransferError(
             .unsupportedVersion,
-            "descriptor version \(bytes[3]), this library reads \(RemoteRegion.version); update the older side")
+            "descriptor version \(bytes[3]), this library reads \(RemoteRegion.version); update the older side"
+        )
     }
     return Array(body)
 }

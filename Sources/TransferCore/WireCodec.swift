@@ -22,7 +22,7 @@ public struct ByteReader: ~Escapable {
     public mutating func readBytes(limit: Int) throws(TransferError) -> [UInt8] {
         let count = Int(try read(UInt8.self))
         guard count <= limit, count <= remaining else { throw .truncated }
-        var result = [UInt8]()
+        var result: [UInt8] = []
         result.reserveCapacity(count)
         for _ in 0..<count { result.append(try read(UInt8.self)) }
         return result

@@ -45,7 +45,9 @@ extension DomainGroup {
     }
 
     /// Notes the first failure of a slot; nothing more of it is posted.
-    func fail(_ slot: UnsafeMutablePointer<TransferSlot>, _ status: WorkStatus, _ detail: Int32, _ domain: Int) {
+    func fail(
+        _ slot: UnsafeMutablePointer<TransferSlot>, _ status: WorkStatus, _ detail: Int32, _ domain: Int
+    ) {
         guard slot.pointee.failure == .success else { return }
         slot.pointee.failure = status
         slot.pointee.failureDetail = detail
@@ -142,13 +144,15 @@ extension DomainGroup {
         let operation = "\(slot.pointee.kind) by \(engineName) over \(domain)"
         switch slot.pointee.failure {
         case .staleRegion:
-            return TransferError(.staleRegion, "\(operation): the peer has deregistered the region; attach its new one")
+            return TransferError(
+                .staleRegion, "\(operation): the peer has deregistered the region; attach its new one")
         case .accessDenied:
             return TransferError(.accessDenied, "\(operation): the peer does not accept the region's key")
         case .outOfRange:
             return TransferError(.outOfRange, "\(operation): the bytes lie outside the peer's region")
         case .peerLost:
-            return TransferError(.peerLost, "\(operation): the peer has ended (error \(slot.pointee.failureDetail))")
+            return TransferError(
+                .peerLost, "\(operation): the peer has ended (error \(slot.pointee.failureDetail))")
         case .success, .again, .providerFailed:
             return TransferError(
                 .providerFailed, "\(operation): the provider reports error \(slot.pointee.failureDetail)")
@@ -165,7 +169,8 @@ extension DomainGroup {
             return TransferError(
                 .stalled,
                 "\(slot.pointee.kind) of \(engineName): immediate \(slot.pointee.immediate) was counted \(counted / 8) of "
-                    + "\(slot.pointee.expectedEighths / 8) times after \(age) ms; a sender has not sent, or sent to another engine")
+                    + "\(slot.pointee.expectedEighths / 8) times after \(age) ms; a sender has not sent, or sent to another engine"
+            )
         }
         let rails = attachments[Int(slot.pointee.attachment)].rails
         let names = rails.map { domainNames[$0.local] }.joined(separator: ", ")

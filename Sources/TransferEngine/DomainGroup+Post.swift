@@ -102,7 +102,9 @@ extension DomainGroup {
         guard let targets = slot.pointee.targets else { return false }
         for target in 0..<slot.pointee.targetCount {
             let length = targets[target].length
-            if isLong(length, targets[target].attachment) || isWide(length, targets[target].attachment) { return true }
+            if isLong(length, targets[target].attachment) || isWide(length, targets[target].attachment) {
+                return true
+            }
         }
         return false
     }
@@ -142,7 +144,8 @@ extension DomainGroup {
 
     private func postTargets(_ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32) -> Flow {
         var cursor = Cursor(
-            target: slot.pointee.targetCursor, piece: slot.pointee.pieceCursor, chunk: slot.pointee.chunkCursor)
+            target: slot.pointee.targetCursor, piece: slot.pointee.pieceCursor,
+            chunk: slot.pointee.chunkCursor)
         var flow = Flow.posted
         repeat {
             let (count, domain) = fill(slot, index, &cursor)
@@ -182,7 +185,8 @@ extension DomainGroup {
             while cursor.piece < pieceCount, count < Limits.requestsPerPost {
                 let piece = pieces[cursor.piece]
                 let rail = rails[piece.rail]
-                guard let chunk = nextChunk(slot, piece, keys[piece.rail].maximumWriteBytes, cursor.chunk) else {
+                guard let chunk = nextChunk(slot, piece, keys[piece.rail].maximumWriteBytes, cursor.chunk)
+                else {
                     cursor.piece += 1
                     cursor.chunk = 0
                     continue
@@ -191,8 +195,10 @@ extension DomainGroup {
                 domain = rail.local
                 marks[count] = cursor
                 batch[count] = WorkRequest(
-                    context: context, source: target.source + piece.offset + chunk.offset, length: chunk.length,
-                    localKey: regions[Int(slot.pointee.localIndex)].localKeys[domain], target: keys + piece.rail,
+                    context: context, source: target.source + piece.offset + chunk.offset,
+                    length: chunk.length,
+                    localKey: regions[Int(slot.pointee.localIndex)].localKeys[domain],
+                    target: keys + piece.rail,
                     targetOffset: UInt64(target.targetOffset + piece.offset + chunk.offset),
                     immediate: slot.pointee.immediate, eighths: chunk.eighths)
                 count += 1
@@ -229,7 +235,8 @@ extension DomainGroup {
         var result = Flow.posted
         for rail in 0..<rails.count {
             let end = StripePlanner.start(
-                ofRail: rail + 1, units: slot.pointee.pageCount, rails: rails, sequence: slot.pointee.sequence)
+                ofRail: rail + 1, units: slot.pointee.pageCount, rails: rails, sequence: slot.pointee.sequence
+            )
             while slot.pointee.railCursors[rail] < end {
                 let domain = rails[rail].local
                 let count = fillPages(slot, index, rail, end)
@@ -283,7 +290,8 @@ extension DomainGroup {
             let first = page
             page += 1
             if mergeLimit > 0 {
-                while page < end, sources[page] == sources[page - 1] &+ 1, targets[page] == targets[page - 1] &+ 1,
+                while page < end, sources[page] == sources[page - 1] &+ 1,
+                    targets[page] == targets[page - 1] &+ 1,
                     (page - first + 1) * length <= mergeLimit
                 { page += 1 }
             }
@@ -291,7 +299,8 @@ extension DomainGroup {
                 to: WorkRequest(
                     context: context, source: base + Int(sources[first]) * sourceStride,
                     length: (page - first) * length, localKey: localKey, target: key,
-                    targetOffset: UInt64(targetOffset + Int(targets[first]) * targetStride), immediate: immediate,
+                    targetOffset: UInt64(targetOffset + Int(targets[first]) * targetStride),
+                    immediate: immediate,
                     eighths: UInt32(page - first) * eighths))
             count += 1
         }
@@ -300,9 +309,12 @@ extension DomainGroup {
     }
 
     /// Bytes up to which pages that are neighbours on both sides travel as one request; 0 is never.
-    private func mergeLimit(_ slot: UnsafeMutablePointer<TransferSlot>, _ domain: Int, _ limit: UInt64) -> Int {
+    private func mergeLimit(_ slot: UnsafeMutablePointer<TransferSlot>, _ domain: Int, _ limit: UInt64) -> Int
+    {
         let length = slot.pointee.length
-        guard length > 0, slot.pointee.sourceStride == length, slot.pointee.targetStride == length else { return 0 }
+        guard length > 0, slot.pointee.sourceStride == length, slot.pointee.targetStride == length else {
+            return 0
+        }
         let manyCounts = countsManyBytes[domain]
         return slot.pointee.eighths > 0 ? Int(min(manyCounts, limit, 1 << 40)) : Int(min(limit, 1 << 40))
     }
@@ -330,7 +342,8 @@ extension DomainGroup {
             marks[count] = Cursor(target: page, chunk: chunkStart)
             batch[count] = WorkRequest(
                 context: context(of: slot, index),
-                source: base + Int(sources[page]) * slot.pointee.sourceStride + chunk.offset, length: chunk.length,
+                source: base + Int(sources[page]) * slot.pointee.sourceStride + chunk.offset,
+                length: chunk.length,
                 localKey: regions[Int(slot.pointee.localIndex)].localKeys[domain], target: key,
                 targetOffset: UInt64(
                     slot.pointee.targetOffset + Int(targets[page]) * slot.pointee.targetStride + chunk.offset),
@@ -347,7 +360,9 @@ extension DomainGroup {
 
     /// Hands a message to its NIC; false when it is pushed back.
     private func sendMessage(_ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32) -> Bool {
-        guard slot.pointee.isPosting, let keys = attachments[Int(slot.pointee.attachment)].keys else { return true }
+        guard slot.pointee.isPosting, let keys = attachments[Int(slot.pointee.attachment)].keys else {
+            return true
+        }
         let payload = UnsafeRawBufferPointer(start: slot.pointee.scratch, count: slot.pointee.length)
         let domain = attachments[Int(slot.pointee.attachment)].rails[0].local
         let result = domains[domain].send(payload, to: keys, context: context(of: slot, index))

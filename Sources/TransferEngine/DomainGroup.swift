@@ -66,7 +66,8 @@ final class DomainGroup {
     }
 
     init(
-        domains: [any FabricDomain], page: TargetPage, clock: any TransferClock, planner: StripePlanner, name: String
+        domains: [any FabricDomain], page: TargetPage, clock: any TransferClock, planner: StripePlanner,
+        name: String
     ) {
         self.page = page
         self.clock = clock
@@ -106,7 +107,9 @@ final class DomainGroup {
         domains.deallocate()
         countsManyBytes.deallocate()
         regions.deallocate()
-        for index in 0..<Limits.attachments where attachments[index].generation != 0 { releaseAttachment(index) }
+        for index in 0..<Limits.attachments where attachments[index].generation != 0 {
+            releaseAttachment(index)
+        }
         attachments.deallocate()
         slots.deinitialize(count: Limits.transfers)
         slots.deallocate()

@@ -44,7 +44,8 @@ public struct PeerGroup: Sendable {
     /// Makes a group of at most `Limits.targets` regions.
     public init(_ members: [RemoteMemory]) throws(TransferError) {
         guard members.count <= Limits.targets else {
-            throw TransferError(.limitReached, "a group of \(members.count) members; at most \(Limits.targets)")
+            throw TransferError(
+                .limitReached, "a group of \(members.count) members; at most \(Limits.targets)")
         }
         self.members = members
     }

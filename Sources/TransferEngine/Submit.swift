@@ -54,10 +54,13 @@ extension TransferEngine {
             slot.pointee.status.store(pending, ordering: .releasing)
             group.start(slot, index)
             // The caller's lists are the caller's again when this returns.
-            if kind == .paged, slot.pointee.isPosting || slot.pointee.isSilentStage { slot.pointee.keepPages() }
+            if kind == .paged, slot.pointee.isPosting || slot.pointee.isSilentStage {
+                slot.pointee.keepPages()
+            }
         } else {
             slot.pointee.keepPages()
-            slot.pointee.status.store(pending, ordering: .releasing)  // pairs with the loads of the progress thread
+            // pairs with the loads of the progress thread
+            slot.pointee.status.store(pending, ordering: .releasing)
             let taken = group.submissions.push(index)
             precondition(taken, "the submission queue holds every slot")
             wakeIfSleeping()
@@ -69,7 +72,8 @@ extension TransferEngine {
     /// takes nothing now, or when others wait: then it goes the ordinary way.
     @inline(__always)
     func postAtOnce(
-        _ source: MemoryRegion, _ sourceOffset: Int, _ byteCount: Int, _ target: RemoteMemory, _ targetOffset: Int,
+        _ source: MemoryRegion, _ sourceOffset: Int, _ byteCount: Int, _ target: RemoteMemory,
+        _ targetOffset: Int,
         _ immediate: Immediate?
     ) -> Bool {
         let attachment = group.attachments + Int(target.index)
@@ -81,7 +85,8 @@ extension TransferEngine {
         let rails = attachment.pointee.rails
         var rail = 0
         while rail + 1 < rails.count,
-            StripePlanner.start(ofRail: rail + 1, units: 1, rails: rails, sequence: group.hot.pointee.sequence) == 0
+            StripePlanner.start(
+                ofRail: rail + 1, units: 1, rails: rails, sequence: group.hot.pointee.sequence) == 0
         { rail += 1 }
         let domain = rails[rail].local
         group.batch.initialize(
@@ -99,13 +104,16 @@ extension TransferEngine {
     @inline(__always)
     func check(_ source: MemoryRegion, _ offset: Int, _ byteCount: Int) throws(TransferError) {
         guard group.regions[Int(source.index)].generation == source.generation else { throw .staleLocal }
-        guard offset >= 0, byteCount >= 0, byteCount <= source.byteCount, offset <= source.byteCount - byteCount
+        guard offset >= 0, byteCount >= 0, byteCount <= source.byteCount,
+            offset <= source.byteCount - byteCount
         else { throw .outOfRange("source", offset, byteCount, source.byteCount) }
     }
 
     @inline(__always)
     func check(_ target: RemoteMemory) throws(TransferError) {
-        guard group.attachments[Int(target.index)].generation == target.generation else { throw .staleAttachment }
+        guard group.attachments[Int(target.index)].generation == target.generation else {
+            throw .staleAttachment
+        }
     }
 
     @inline(__always)
@@ -114,7 +122,8 @@ extension TransferEngine {
         guard group.attachments[Int(target.index)].isWritable else {
             throw TransferError(.accessDenied, "the peer registered the region without remote writes")
         }
-        guard offset >= 0, byteCount >= 0, byteCount <= target.byteCount, offset <= target.byteCount - byteCount
+        guard offset >= 0, byteCount >= 0, byteCount <= target.byteCount,
+            offset <= target.byteCount - byteCount
         else { throw .outOfRange("target", offset, byteCount, target.byteCount) }
     }
 
@@ -133,7 +142,8 @@ extension TransferEngine {
         guard !overflow, !overflow2, pageBytes <= regionBytes, first <= regionBytes - pageBytes else {
             throw TransferError(
                 .outOfRange,
-                "\(side) page \(largest) of \(pageBytes) bytes lies outside the region of \(regionBytes) bytes")
+                "\(side) page \(largest) of \(pageBytes) bytes lies outside the region of \(regionBytes) bytes"
+            )
         }
     }
 }

@@ -20,13 +20,16 @@ extension TransferEngine {
     public func allocate(
         byteCount: Int, access: Access = .remoteWrite, isPopulated: Bool = true
     ) throws(TransferError) -> MemoryRegion {
-        guard byteCount > 0 else { throw TransferError(.invalidArgument, "an allocation of \(byteCount) bytes") }
+        guard byteCount > 0 else {
+            throw TransferError(.invalidArgument, "an allocation of \(byteCount) bytes")
+        }
         let mapping = try SharedMapping.create(
             name: "te-region", byteCount: byteCount, hugePages: byteCount >= 2 << 20 && isPopulated,
             isPopulated: isPopulated)
         do throws(TransferError) {
             return try register(
-                mapping.base, byteCount: byteCount, access: access, mapping: mapping, isPopulated: isPopulated)
+                mapping.base, byteCount: byteCount, access: access, mapping: mapping, isPopulated: isPopulated
+            )
         } catch {
             mapping.unmap()
             throw error
@@ -64,7 +67,8 @@ extension TransferEngine {
             preconditionFailure("the region was deregistered")
         }
         return RemoteRegion(
-            engine: id, device: 0, index: region.index, generation: region.generation, access: known.local.access,
+            engine: id, device: 0, index: region.index, generation: region.generation,
+            access: known.local.access,
             length: UInt64(region.byteCount), base: UInt64(UInt(bitPattern: region.baseAddress)),
             secret: known.local.secret,
             nics: (0..<group.domainCount).map { index in
@@ -80,12 +84,15 @@ extension TransferEngine {
     // MARK: Internals
 
     private func register(
-        _ base: UnsafeMutableRawPointer, byteCount: Int, access: Access, mapping: SharedMapping?, isPopulated: Bool
+        _ base: UnsafeMutableRawPointer, byteCount: Int, access: Access, mapping: SharedMapping?,
+        isPopulated: Bool
     ) throws(TransferError) -> MemoryRegion {
         let (index, generation, secret) = try reserveRegion()
-        let region = MemoryRegion(baseAddress: base, byteCount: byteCount, index: index, generation: generation)
+        let region = MemoryRegion(
+            baseAddress: base, byteCount: byteCount, index: index, generation: generation)
         let local = LocalRegion(
-            index: index, generation: generation, access: access, secret: secret, base: base, length: byteCount,
+            index: index, generation: generation, access: access, secret: secret, base: base,
+            length: byteCount,
             memoryFile: mapping?.file ?? -1, isPopulated: isPopulated)
         do throws(TransferError) {
             let keys = try perform { group throws(TransferError) in try Self.add(local, to: group) }
@@ -98,10 +105,12 @@ extension TransferEngine {
         }
     }
 
-    private func reserveRegion() throws(TransferError) -> (index: UInt32, generation: UInt32, secret: UInt64) {
+    private func reserveRegion() throws(TransferError) -> (index: UInt32, generation: UInt32, secret: UInt64)
+    {
         try control.withLock { control throws(TransferError) in
             guard control.regions.count < Limits.regions else {
-                throw TransferError(.limitReached, "\(Limits.regions) regions are registered; deregister some")
+                throw TransferError(
+                    .limitReached, "\(Limits.regions) regions are registered; deregister some")
             }
             repeat {
                 control.nextRegion = (control.nextRegion + 1) % UInt32(Limits.regions)
@@ -112,7 +121,8 @@ extension TransferEngine {
                 baseAddress: UnsafeMutableRawPointer(page.sleeping), byteCount: 0, index: control.nextRegion,
                 generation: 0)
             let reserved = LocalRegion(
-                index: control.nextRegion, generation: 0, access: .localOnly, secret: 0, base: nowhere.baseAddress,
+                index: control.nextRegion, generation: 0, access: .localOnly, secret: 0,
+                base: nowhere.baseAddress,
                 length: 0, memoryFile: -1, isPopulated: false)
             control.regions[control.nextRegion] = RegisteredRegion(
                 region: nowhere, local: reserved, keys: [], mapping: nil)
@@ -120,7 +130,8 @@ extension TransferEngine {
         }
     }
 
-    private static func add(_ local: LocalRegion, to group: DomainGroup) throws(TransferError) -> [DomainKey] {
+    private static func add(_ local: LocalRegion, to group: DomainGroup) throws(TransferError) -> [DomainKey]
+    {
         // The page first: from the moment a provider knows the region, peers may ask for it.
         let slot = group.page.region(local.index)
         slot.pointee.base = UInt64(UInt(bitPattern: local.base))
@@ -128,7 +139,8 @@ extension TransferEngine {
         slot.pointee.secret = local.secret
         // pairs with the load in RegionSlot.enter
         slot.pointee.state.store(
-            RegionSlot.state(generation: local.generation, access: local.access), ordering: .sequentiallyConsistent)
+            RegionSlot.state(generation: local.generation, access: local.access),
+            ordering: .sequentiallyConsistent)
         var keys: [DomainKey] = []
         var entry = RegionEntry(generation: local.generation, base: local.base, length: local.length)
         do throws(TransferError) {
@@ -149,7 +161,8 @@ extension TransferEngine {
         guard !known.keys.isEmpty else { return }
         group.regions[Int(known.local.index)] = RegionEntry()
         let slot = group.page.region(known.local.index)
-        slot.pointee.state.store(0, ordering: .sequentiallyConsistent)  // pairs with the load in RegionSlot.enter
+        // pairs with the load in RegionSlot.enter
+        slot.pointee.state.store(0, ordering: .sequentiallyConsistent)
         for domain in 0..<group.domainCount {
             group.domains[domain].deregister(known.local, key: known.keys[domain])
         }
@@ -158,7 +171,8 @@ extension TransferEngine {
             guard group.clock.nowNanoseconds < deadline else {
                 throw TransferError(
                     .stalled,
-                    "a writer on this host is inside region \(known.local.index) and does not leave; its memory is kept")
+                    "a writer on this host is inside region \(known.local.index) and does not leave; its memory is kept"
+                )
             }
         }
         known.mapping?.unmap()

@@ -40,7 +40,8 @@ extension TransferEngine {
     /// Sends an immediate without data to whoever owns `target`.
     @discardableResult
     public func send(
-        immediate: Immediate, to target: RemoteMemory, timeout: Duration? = nil, onEnd: TransferCallback? = nil
+        immediate: Immediate, to target: RemoteMemory, timeout: Duration? = nil,
+        onEnd: TransferCallback? = nil
     ) throws(TransferError) -> Transfer {
         try check(target)
         return try submit(.write, immediate, timeout, onEnd) { slot in
@@ -123,7 +124,8 @@ extension TransferEngine {
                 (targets + index).initialize(
                     to: ScatterTarget(
                         attachment: group.members[index].index,
-                        source: UnsafeRawPointer(source.baseAddress + slice.sourceOffset), length: slice.byteCount,
+                        source: UnsafeRawPointer(source.baseAddress + slice.sourceOffset),
+                        length: slice.byteCount,
                         targetOffset: slice.targetOffset))
             }
         }
@@ -165,12 +167,14 @@ extension TransferEngine {
     /// - Throws: `outOfRange` above `Limits.messageBytes`.
     @discardableResult
     public func send(
-        _ payload: UnsafeRawBufferPointer, to peer: Peer, timeout: Duration? = nil, onEnd: TransferCallback? = nil
+        _ payload: UnsafeRawBufferPointer, to peer: Peer, timeout: Duration? = nil,
+        onEnd: TransferCallback? = nil
     ) throws(TransferError) -> Transfer {
         try check(peer.landing)
         guard payload.count <= Limits.messageBytes else {
             throw TransferError(
-                .outOfRange, "a message of \(payload.count) bytes; at most \(Limits.messageBytes), write larger data")
+                .outOfRange,
+                "a message of \(payload.count) bytes; at most \(Limits.messageBytes), write larger data")
         }
         return try submit(.send, nil, timeout, onEnd) { slot in
             slot.pointee.attachment = peer.landing.index
@@ -183,7 +187,8 @@ extension TransferEngine {
     /// Sends a small message.
     @discardableResult
     public func send(
-        _ payload: some Collection<UInt8>, to peer: Peer, timeout: Duration? = nil, onEnd: TransferCallback? = nil
+        _ payload: some Collection<UInt8>, to peer: Peer, timeout: Duration? = nil,
+        onEnd: TransferCallback? = nil
     ) throws(TransferError) -> Transfer {
         let bytes = Array(payload)
         let result = bytes.withUnsafeBytes { bytes -> Result<Transfer, TransferError> in

@@ -57,7 +57,9 @@ extension TransferEngine {
 
     // MARK: Internals
 
-    private static func resolve(_ remote: RemoteRegion, _ group: DomainGroup) throws(TransferError) -> Attachment {
+    private static func resolve(_ remote: RemoteRegion, _ group: DomainGroup) throws(TransferError)
+        -> Attachment
+    {
         var reasons: [String] = []
         var tried = Set<String>()
         for first in 0..<group.domainCount {
@@ -115,7 +117,9 @@ extension TransferEngine {
     func releaseImports(_ index: Int) {
         let attachment = group.attachments[index]
         guard let keys = attachment.keys else { return }
-        for (rail, key) in zip(attachment.rails, UnsafeBufferPointer(start: keys, count: attachment.rails.count)) {
+        for (rail, key) in zip(
+            attachment.rails, UnsafeBufferPointer(start: keys, count: attachment.rails.count))
+        {
             group.domains[rail.local].releaseImport(key)
         }
         group.releaseAttachment(index)

@@ -23,7 +23,8 @@ extension TransferEngine {
     /// Whether a transfer has not ended yet: the cheapest flag.
     @inline(__always) public func isPending(_ transfer: Transfer) -> Bool {
         guard transfer.index < Limits.transfers else { return false }
-        let status = group.slots[Int(transfer.index)].status.load(ordering: .acquiring)  // pairs with conclude
+        // pairs with conclude
+        let status = group.slots[Int(transfer.index)].status.load(ordering: .acquiring)
         return UInt32(status >> 32) == transfer.generation && status & TransferSlot.pending != 0
     }
 
@@ -33,7 +34,8 @@ extension TransferEngine {
     /// somebody else must call `progress()` meanwhile.
     /// - Throws: why the transfer failed.
     public func result(of transfer: Transfer) async throws(TransferError) {
-        let result = await withUnsafeContinuation { (continuation: UnsafeContinuation<Result<Void, TransferError>, Never>) in
+        let result = await withUnsafeContinuation {
+            (continuation: UnsafeContinuation<Result<Void, TransferError>, Never>) in
             whenEnded(transfer) { continuation.resume(returning: $0) }
         }
         try result.get()
@@ -61,7 +63,9 @@ extension TransferEngine {
     }
 
     /// Calls `body` when the transfer has ended, at once if it has, on the progress thread otherwise.
-    private func whenEnded(_ transfer: Transfer, _ body: @escaping @Sendable (Result<Void, TransferError>) -> Void) {
+    private func whenEnded(
+        _ transfer: Transfer, _ body: @escaping @Sendable (Result<Void, TransferError>) -> Void
+    ) {
         let isWaiting = group.outcomes.withLock { outcomes in
             guard isPending(transfer) else { return false }
             // The mark and the waiter appear together for whoever ends the transfer: it takes this lock if it sees the mark.
@@ -119,7 +123,9 @@ extension TransferEngine {
         _ region: MemoryRegion, at offset: Int, _ callback: @escaping WatchCallback
     ) throws(TransferError) -> Watcher {
         try check(region, offset, 8)
-        guard offset % 8 == 0 else { throw TransferError(.invalidArgument, "a watched word is aligned to 8 bytes") }
+        guard offset % 8 == 0 else {
+            throw TransferError(.invalidArgument, "a watched word is aligned to 8 bytes")
+        }
         let word = (region.baseAddress + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
         let number = control.withLock { control in
             control.nextWatcher += 1
@@ -137,6 +143,7 @@ extension TransferEngine {
 
     /// Ends a watcher; its callback is not called any more when this returns. Unknown watchers are ignored.
     public func unwatch(_ watcher: Watcher) throws(TransferError) {
-        try perform { group throws(TransferError) in group.watchers.removeAll { $0.number == watcher.number } }
+        try perform { group throws(TransferError) in group.watchers.removeAll { $0.number == watcher.number }
+        }
     }
 }

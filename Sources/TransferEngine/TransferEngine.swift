@@ -70,7 +70,8 @@ public final class TransferEngine: @unchecked Sendable {
     /// providers outside this package. `makeDomains` is given the engine's target page.
     public convenience init(
         _ configuration: Configuration, clock: any TransferClock,
-        random: any RandomNumberGenerator & Sendable, domains makeDomains: (TargetPage) throws(TransferError) -> [any FabricDomain]
+        random: any RandomNumberGenerator & Sendable,
+        domains makeDomains: (TargetPage) throws(TransferError) -> [any FabricDomain]
     ) throws(TransferError) {
         try self.init(configuration, clock: clock, random: random) { (page, _, _) throws(TransferError) in
             (try makeDomains(page), nil)
@@ -78,8 +79,11 @@ public final class TransferEngine: @unchecked Sendable {
     }
 
     private init(
-        _ configuration: Configuration, clock: any TransferClock, random: any RandomNumberGenerator & Sendable,
-        open: (TargetPage, SharedMapping, Int32) throws(TransferError) -> ([any FabricDomain], SharedMemoryHost?)
+        _ configuration: Configuration, clock: any TransferClock,
+        random: any RandomNumberGenerator & Sendable,
+        open: (TargetPage, SharedMapping, Int32) throws(TransferError) -> (
+            [any FabricDomain], SharedMemoryHost?
+        )
     ) throws(TransferError) {
         var random = random
         let id = EngineID(rawValue: random.next())
@@ -88,7 +92,8 @@ public final class TransferEngine: @unchecked Sendable {
         let wakeFile = te_event_new()
         guard wakeFile >= 0 else {
             mapping.unmap()
-            throw TransferError(.limitReached, "no event: \(errorText(-wakeFile)); raise the limit of open files")
+            throw TransferError(
+                .limitReached, "no event: \(errorText(-wakeFile)); raise the limit of open files")
         }
         let domains: [any FabricDomain]
         do throws(TransferError) {
@@ -117,7 +122,8 @@ public final class TransferEngine: @unchecked Sendable {
         address = EngineAddress(
             name: configuration.name,
             landing: RemoteRegion(
-                engine: id, device: 0, index: 0, generation: 0, access: .localOnly, length: 0, base: 0, secret: 0,
+                engine: id, device: 0, index: 0, generation: 0, access: .localOnly, length: 0, base: 0,
+                secret: 0,
                 nics: []))
         if !isManual { try startWorker() }
         let landing = try allocate(byteCount: 4096)
@@ -192,7 +198,8 @@ public final class TransferEngine: @unchecked Sendable {
     private func sleep() {
         page.sleeping.pointee.store(1, ordering: .sequentiallyConsistent)
         defer { page.sleeping.pointee.store(0, ordering: .sequentiallyConsistent) }
-        guard !hasTasks.load(ordering: .sequentiallyConsistent), !isStopping.load(ordering: .sequentiallyConsistent),
+        guard !hasTasks.load(ordering: .sequentiallyConsistent),
+            !isStopping.load(ordering: .sequentiallyConsistent),
             group.maySleep()
         else { return }
         group.checkDeadlines()
@@ -214,7 +221,9 @@ public final class TransferEngine: @unchecked Sendable {
 
     /// Wakes the worker if it sleeps. The caller has made its change visible with a sequentially consistent operation.
     func wakeIfSleeping() {
-        if page.sleeping.pointee.load(ordering: .sequentiallyConsistent) != 0 { _ = te_event_signal(wakeFile) }
+        if page.sleeping.pointee.load(ordering: .sequentiallyConsistent) != 0 {
+            _ = te_event_signal(wakeFile)
+        }
     }
 
     private func runTasks() {

@@ -24,7 +24,8 @@ extension DomainGroup {
         var hasChanged = false
         var index = 0
         while index < watchers.count {
-            let new = watchers[index].word.pointee.load(ordering: .acquiring)  // pairs with the producer's increment
+            // pairs with the producer's increment
+            let new = watchers[index].word.pointee.load(ordering: .acquiring)
             let old = watchers[index].last
             if new != old {
                 watchers[index].last = new

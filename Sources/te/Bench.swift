@@ -46,7 +46,9 @@ struct PointToPoint: ParsableCommand {
         var report = Report(json: json)
         let names = tests.split(separator: ",").map(String.init)
         if names.contains("write") { try initiator.writes(&report, isHot: false) }
-        if names.contains("hot"), provider == "shm", !callerMemory { try initiator.writes(&report, isHot: true) }
+        if names.contains("hot"), provider == "shm", !callerMemory {
+            try initiator.writes(&report, isHot: true)
+        }
         if names.contains("paged") { try initiator.pages(&report) }
         if names.contains("submit") { try initiator.submissions(&report) }
         if names.contains("pingpong") { try initiator.pingPong(&report, progress: "manual") }
@@ -79,11 +81,13 @@ final class BenchInitiator {
         processors = [allowed.first ?? 0, allowed.dropFirst().first ?? allowed.first ?? 0]
         _ = te_pin_self(Int32(processors[0]))
         showProgress("starting")
-        child = try ChildProcess([
-            "bench-target", "--provider", options.provider, "--nic-count", String(options.nicCount), "--nics",
-            options.nics, "--progress", progress, "--processor", String(processors[1]), "--region-bytes",
-            String(regionBytes),
-        ] + (options.callerMemory ? ["--caller-memory"] : []))
+        child = try ChildProcess(
+            [
+                "bench-target", "--provider", options.provider, "--nic-count", String(options.nicCount),
+                "--nics",
+                options.nics, "--progress", progress, "--processor", String(processors[1]), "--region-bytes",
+                String(regionBytes),
+            ] + (options.callerMemory ? ["--caller-memory"] : []))
         side = try BenchSide(
             name: "initiator", provider: options.provider, nicCount: options.nicCount, nics: options.nics,
             progress: progress, processor: processors[0], regionBytes: regionBytes,
@@ -102,11 +106,13 @@ final class BenchInitiator {
     // MARK: Rows
 
     private func row(
-        _ test: String, _ size: Int, _ ours: [Double], _ limits: [Double], _ limitName: String, _ report: inout Report
+        _ test: String, _ size: Int, _ ours: [Double], _ limits: [Double], _ limitName: String,
+        _ report: inout Report
     ) {
         var row: Report.Row = [
             ("provider", .text(options.provider)), ("test", .text(test)),
-            ("memory", .text(options.callerMemory ? "caller" : "engine")), ("nics", .integer(options.nicCount)),
+            ("memory", .text(options.callerMemory ? "caller" : "engine")),
+            ("nics", .integer(options.nicCount)),
             ("size", .integer(size)), ("gbps", .number(median(ours) / 1e9)),
         ]
         if !limits.isEmpty {
@@ -172,7 +178,8 @@ final class BenchInitiator {
             }
             report.add([
                 ("provider", .text(options.provider)), ("test", .text("submit")), ("memory", .text("engine")),
-                ("nics", .integer(options.nicCount)), ("size", .integer(8)), ("lat_us_p50", .number(median(samples))),
+                ("nics", .integer(options.nicCount)), ("size", .integer(8)),
+                ("lat_us_p50", .number(median(samples))),
                 ("limit", .null), ("ratio", .null), ("limit_is", .text("-")),
             ])
             report.finish()
@@ -195,7 +202,8 @@ final class BenchInitiator {
         }
         var row: Report.Row = [
             ("provider", .text(options.provider)), ("test", .text("pingpong")), ("progress", .text(progress)),
-            ("nics", .integer(options.nicCount)), ("size", .integer(8)), ("lat_us_p50", .number(median(ours))),
+            ("nics", .integer(options.nicCount)), ("size", .integer(8)),
+            ("lat_us_p50", .number(median(ours))),
         ]
         if !limits.isEmpty {
             row.append(("limit", .number(median(limits))))
@@ -249,7 +257,8 @@ final class BenchInitiator {
             spins += 1
             if spins & 0xFFFF == 0, monotonicSeconds() > deadline {
                 throw TransferError(
-                    .stalled, "the target has counted \(side.read(BenchSide.countWord)) of \(sent) immediates")
+                    .stalled, "the target has counted \(side.read(BenchSide.countWord)) of \(sent) immediates"
+                )
             }
         }
     }
@@ -271,7 +280,8 @@ final class BenchInitiator {
                     }
                     let offset = count % slots * size
                     pending[count % window] = try engine.write(
-                        from: side.region, sourceOffset: offset, byteCount: size, to: remote, targetOffset: offset,
+                        from: side.region, sourceOffset: offset, byteCount: size, to: remote,
+                        targetOffset: offset,
                         immediate: BenchSide.dataImmediate)
                     count += 1
                 }
@@ -293,7 +303,8 @@ final class BenchInitiator {
             repeat {
                 let (from, to) = lists.list(count)
                 let transfer = try side.engine.write(
-                    pageBytes: lists.pageBytes, from: side.region, pages: Pages(from, stride: lists.pageBytes),
+                    pageBytes: lists.pageBytes, from: side.region,
+                    pages: Pages(from, stride: lists.pageBytes),
                     to: remote, pages: Pages(to, stride: lists.pageBytes), immediate: BenchSide.dataImmediate)
                 try side.engine.wait(for: transfer)
                 count += 1
@@ -323,7 +334,8 @@ final class BenchInitiator {
             } else {
                 name = "TCP socket"
                 socket = try BenchSocket(
-                    processor: owner.processors[1], buffer: target.baseAddress, bufferBytes: owner.regionBytes)
+                    processor: owner.processors[1], buffer: target.baseAddress, bufferBytes: owner.regionBytes
+                )
             }
         }
 
@@ -335,10 +347,13 @@ final class BenchInitiator {
         func write(_ size: Int, _ span: Int) -> Double {
             let source = UnsafeRawPointer(owner.side.region.baseAddress)
             let seconds = owner.options.seconds
-            if let socket { return socket.measure(from: source, regionBytes: span, size: size, seconds: seconds) }
+            if let socket {
+                return socket.measure(from: source, regionBytes: span, size: size, seconds: seconds)
+            }
             if owner.options.callerMemory, let descriptor = owner.side.remoteDescriptor {
                 return BenchLimits.writeProcess(
-                    owner.child.processIdentifier, from: source, to: descriptor.base, regionBytes: span, size: size,
+                    owner.child.processIdentifier, from: source, to: descriptor.base, regionBytes: span,
+                    size: size,
                     seconds: seconds)
             }
             return BenchLimits.copy(
@@ -354,7 +369,8 @@ final class BenchInitiator {
             }
             if owner.options.callerMemory, let descriptor = owner.side.remoteDescriptor {
                 return BenchLimits.writeProcessPages(
-                    owner.child.processIdentifier, from: source, to: descriptor.base, lists: lists, seconds: seconds)
+                    owner.child.processIdentifier, from: source, to: descriptor.base, lists: lists,
+                    seconds: seconds)
             }
             return BenchLimits.copyPages(from: source, to: target.baseAddress, lists: lists, seconds: seconds)
         }

@@ -8,7 +8,8 @@ internal import TransferEngine
 enum BenchLimits {
     /// Copies `size` bytes at a time through two large buffers, for `seconds`; bytes per second.
     static func copy(
-        from source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, regionBytes: Int, size: Int, seconds: Double
+        from source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, regionBytes: Int, size: Int,
+        seconds: Double
     ) -> Double {
         let slots = regionBytes / size
         let batch = size < 1 << 20 ? 64 : 1
@@ -36,7 +37,9 @@ enum BenchLimits {
         repeat {
             let (from, to) = lists.list(count)
             for page in 0..<from.count {
-                memcpy(target + Int(to[page]) * lists.pageBytes, source + Int(from[page]) * lists.pageBytes, lists.pageBytes)
+                memcpy(
+                    target + Int(to[page]) * lists.pageBytes, source + Int(from[page]) * lists.pageBytes,
+                    lists.pageBytes)
             }
             count += 1
             elapsed = monotonicSeconds() - start
@@ -81,7 +84,9 @@ enum BenchLimits {
                     base: UInt64(UInt(bitPattern: source)) + UInt64(from[page]) * bytes, length: bytes)
                 targets[page] = te_range(base: target + UInt64(to[page]) * bytes, length: bytes)
             }
-            guard te_write_process(process, ranges, targets, Int32(PageLists.count)) == PageLists.count * lists.pageBytes
+            guard
+                te_write_process(process, ranges, targets, Int32(PageLists.count)) == PageLists.count
+                    * lists.pageBytes
             else { return .nan }
             count += 1
             elapsed = monotonicSeconds() - start

@@ -23,7 +23,9 @@ final class BenchSocket {
                     && getsockname(listener, address, &length) == 0 && connect(sender, address, length) == 0
             }
         }
-        guard isConnected else { throw TransferError(.unavailable, "no TCP connection over loopback: error \(errno)") }
+        guard isConnected else {
+            throw TransferError(.unavailable, "no TCP connection over loopback: error \(errno)")
+        }
         let receiver = accept(listener, nil, nil)
         var one: Int32 = 1
         setsockopt(sender, Int32(IPPROTO_TCP), TCP_NODELAY, &one, 4)

@@ -74,11 +74,14 @@ final class BenchSide: @unchecked Sendable {
             Configuration(
                 name: name,
                 nics: makeNICs(
-                    provider: provider, count: nicCount, nics: nics, callerMemory: .automatic), progress: mode,
+                    provider: provider, count: nicCount, nics: nics, callerMemory: .automatic),
+                progress: mode,
                 processor: processor))
         control = try TransferEngine(Configuration(name: name + "-control", progress: .manual))
         if callerMemory {
-            guard let memory = mmap(nil, regionBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+            guard
+                let memory = mmap(
+                    nil, regionBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
                 memory != MAP_FAILED
             else { throw TransferError(.limitReached, "no \(regionBytes) bytes of memory") }
             memset(memory, 1, regionBytes)

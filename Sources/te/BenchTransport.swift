@@ -23,7 +23,8 @@ func makeNICs(
         }
         return names.map { name in
             let parts = name.split(separator: "@").map(String.init)
-            var options = LibfabricOptions(provider: provider.hasPrefix("lf-") ? String(provider.dropFirst(3)) : provider)
+            var options = LibfabricOptions(
+                provider: provider.hasPrefix("lf-") ? String(provider.dropFirst(3)) : provider)
             options.nic = parts.first
             options.megabitsPerSecond = parts.count > 1 ? UInt32(parts[1]) : nil
             return .libfabric(options)

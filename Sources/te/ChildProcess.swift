@@ -43,7 +43,9 @@ final class ChildProcess {
 
     /// Sends one line.
     func send(_ line: String) throws(TransferError) {
-        guard writeLine(line, to: toChild) else { throw TransferError(.peerLost, "child \(process) has ended") }
+        guard writeLine(line, to: toChild) else {
+            throw TransferError(.peerLost, "child \(process) has ended")
+        }
     }
 
     /// Receives one line, waiting at most `seconds`.

@@ -28,7 +28,10 @@ struct Demo: ParsableCommand {
         }
         guard !nicCounts.isEmpty, nicCounts.allSatisfy((1...Limits.nicsPerDevice).contains),
             nicCounts.count == nics.split(separator: ",").count
-        else { throw ValidationError("--nics takes numbers from 1 to \(Limits.nicsPerDevice), separated by commas.") }
+        else {
+            throw ValidationError(
+                "--nics takes numbers from 1 to \(Limits.nicsPerDevice), separated by commas.")
+        }
     }
 
     func run() throws {
@@ -82,13 +85,15 @@ private final class DemoShow {
         progress(transport, nicCount, "starting")
         _ = te_pin_self(Int32(processors.sender))
         let session = try DemoSession(
-            transport: transport, nicCount: nicCount, model: model, processors: processors, spoil: options.spoil)
+            transport: transport, nicCount: nicCount, model: model, processors: processors,
+            spoil: options.spoil)
         defer { session.close() }
         let digests = try self.digests ?? session.sourceDigests()
         self.digests = digests
         session.spoilSource()
         let limit = try DemoLimit(
-            transport: transport, engine: session.engine, source: session.source, processor: processors.receivers)
+            transport: transport, engine: session.engine, source: session.source,
+            processor: processors.receivers)
         defer { limit.close() }
         for test in DemoTest.allCases {
             let expected = test == .scatter ? digests.slices : [digests.whole]
@@ -103,7 +108,9 @@ private final class DemoShow {
             row(transport, nicCount, test, rounds, limits, limit.name)
         }
         let late = try session.lateArrivals()
-        if late > 0 { faults.append("\(transport), \(nicCount) NICs: \(late) immediates came after their round") }
+        if late > 0 {
+            faults.append("\(transport), \(nicCount) NICs: \(late) immediates came after their round")
+        }
     }
 
     private func row(
@@ -168,6 +175,7 @@ private final class DemoShow {
         guard let available = SystemFile.memory("MemAvailable"), available < needed else { return }
         throw TransferError(
             .limitReached,
-            "\(model.name) needs \(needed >> 20) MiB for all processes, \(available >> 20) MiB are available; give a smaller --file")
+            "\(model.name) needs \(needed >> 20) MiB for all processes, \(available >> 20) MiB are available; give a smaller --file"
+        )
     }
 }

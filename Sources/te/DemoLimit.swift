@@ -16,7 +16,9 @@ final class DemoLimit {
     /// Sizes of one send call of which the fastest is the limit.
     private static let sendSizes = [64 << 10, 256 << 10, 1 << 20, 4 << 20]
 
-    init(transport: String, engine: TransferEngine, source: MemoryRegion, processor: Int) throws(TransferError) {
+    init(transport: String, engine: TransferEngine, source: MemoryRegion, processor: Int)
+        throws(TransferError)
+    {
         self.engine = engine
         self.source = source
         guard transport != "shm" else {
@@ -28,7 +30,8 @@ final class DemoLimit {
         name = "TCP socket"
         target = nil
         let child = try ChildProcess([
-            "demo-receiver", "--sink", "--region-bytes", String(source.byteCount), "--processor", String(processor),
+            "demo-receiver", "--sink", "--region-bytes", String(source.byteCount), "--processor",
+            String(processor),
         ])
         self.child = child
         let answer = try child.receive()
@@ -65,7 +68,9 @@ final class DemoLimit {
         while sent < source.byteCount {
             let wanted = min(size, source.byteCount - sent)
             let count = send(socket, source.baseAddress + sent, wanted, Int32(MSG_NOSIGNAL))
-            guard count > 0 else { throw TransferError(.stalled, "the TCP sink does not read: error \(errno)") }
+            guard count > 0 else {
+                throw TransferError(.stalled, "the TCP sink does not read: error \(errno)")
+            }
             sent += count
         }
         var reply: UInt8 = 0
@@ -103,7 +108,8 @@ struct DemoSink {
         var length = socklen_t(MemoryLayout<sockaddr_in>.size)
         let isListening = withUnsafeMutablePointer(to: &address) {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                bind(listener, $0, length) == 0 && listen(listener, 1) == 0 && getsockname(listener, $0, &length) == 0
+                bind(listener, $0, length) == 0 && listen(listener, 1) == 0
+                    && getsockname(listener, $0, &length) == 0
             }
         }
         boundWaits(of: listener)

@@ -42,7 +42,8 @@ struct DemoModel {
             throw TransferError(.invalidArgument, "\(found) is not a readable file")
         }
         guard status.st_size >= 1 << 20 else {
-            throw TransferError(.invalidArgument, "\(found) has \(status.st_size) bytes; give a file of 1 MiB or more")
+            throw TransferError(
+                .invalidArgument, "\(found) has \(status.st_size) bytes; give a file of 1 MiB or more")
         }
         self.path = found
         name = found
@@ -60,7 +61,9 @@ struct DemoModel {
             return
         }
         let file = open(path, O_RDONLY | O_CLOEXEC)
-        guard file >= 0 else { throw TransferError(.invalidArgument, "\(path) cannot be opened: error \(errno)") }
+        guard file >= 0 else {
+            throw TransferError(.invalidArgument, "\(path) cannot be opened: error \(errno)")
+        }
         defer { Glibc.close(file) }
         var offset = 0
         while offset < memory.count {
@@ -76,7 +79,8 @@ struct DemoModel {
     private static func firstModel() -> String? {
         var found = glob_t()
         defer { globfree(&found) }
-        guard glob(".models/*.gguf", 0, nil, &found) == 0, found.gl_pathc > 0, let first = found.gl_pathv[0] else {
+        guard glob(".models/*.gguf", 0, nil, &found) == 0, found.gl_pathc > 0, let first = found.gl_pathv[0]
+        else {
             return nil
         }
         return String(cString: first)

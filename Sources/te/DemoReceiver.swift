@@ -23,7 +23,8 @@ struct DemoReceiver: ParsableCommand {
             if sink {
                 try DemoSink(byteCount: regionBytes).serve()
             } else {
-                let receiver = try DemoTarget(transport: transport, nicCount: nicCount, regionBytes: regionBytes)
+                let receiver = try DemoTarget(
+                    transport: transport, nicCount: nicCount, regionBytes: regionBytes)
                 defer { receiver.close() }
                 try receiver.serve()
             }

@@ -126,7 +126,9 @@ final class DemoSession {
         for receiver in used { _ = try answer(of: receiver.child, "ready") }
         let start = te_monotonic_nanoseconds()
         var transfers = try submit(test, immediate)
-        if spoil == .surplus { transfers.append(try engine.send(immediate: immediate, to: receivers[0].memory)) }
+        if spoil == .surplus {
+            transfers.append(try engine.send(immediate: immediate, to: receivers[0].memory))
+        }
         var round = DemoRound()
         var end = start
         for receiver in used {
@@ -165,7 +167,9 @@ final class DemoSession {
         let target = receivers[0].memory
         switch test {
         case .write:
-            return [try engine.write(from: source, byteCount: source.byteCount, to: target, immediate: immediate)]
+            return [
+                try engine.write(from: source, byteCount: source.byteCount, to: target, immediate: immediate)
+            ]
         case .pages:
             let pages = Pages(UnsafeBufferPointer(order), stride: DemoTest.pageBytes)
             let tail = source.byteCount - tailBytes
@@ -177,7 +181,8 @@ final class DemoSession {
             if tailBytes > 0 {
                 transfers.append(
                     try engine.write(
-                        from: source, sourceOffset: tail, byteCount: tailBytes, to: target, targetOffset: tail,
+                        from: source, sourceOffset: tail, byteCount: tailBytes, to: target,
+                        targetOffset: tail,
                         immediate: immediate))
             }
             return transfers

@@ -48,7 +48,9 @@ struct Info: ParsableCommand {
                 add("libfabric", "missing", LibfabricProvider.status, "apt-get install libfabric1")
             }
         #else
-            add("libfabric", "not built", "this program was built without it", "build with the trait Libfabric")
+            add(
+                "libfabric", "not built", "this program was built without it",
+                "build with the trait Libfabric")
         #endif
         add("verbs", "not built yet", "NICs driven without libfabric")
         add("sim", "ready", "a simulated network, for tests")
@@ -93,7 +95,8 @@ struct Info: ParsableCommand {
         let allowed = allowedProcessors().count
         var finding = Finding(name: "processors", value: "\(allowed) of \(online) allowed")
         if allowed < 2 {
-            finding.remedy = "sender and receiver share a processor: allow two, see taskset or the container's cpuset"
+            finding.remedy =
+                "sender and receiver share a processor: allow two, see taskset or the container's cpuset"
         }
         return finding
     }
@@ -110,14 +113,16 @@ struct Info: ParsableCommand {
         guard error == 8 else {
             return Finding(
                 name: name, value: "forbidden: \(errorText(Int32(-error)))",
-                remedy: "allow it in the container's seccomp profile; until then memory from allocate() is as fast, and other "
+                remedy:
+                    "allow it in the container's seccomp profile; until then memory from allocate() is as fast, and other "
                     + "memory goes through a ring")
         }
         guard let scope = SystemFile.number("/proc/sys/kernel/yama/ptrace_scope"), scope > 0 else {
             return Finding(name: name, value: "allowed between processes of one user", remedy: nil)
         }
         if scope < 3, SystemFile.hasCapability(19) {
-            return Finding(name: name, value: "allowed by CAP_SYS_PTRACE (ptrace_scope \(scope))", remedy: nil)
+            return Finding(
+                name: name, value: "allowed by CAP_SYS_PTRACE (ptrace_scope \(scope))", remedy: nil)
         }
         return Finding(
             name: name, value: "restricted (ptrace_scope \(scope))",
@@ -129,7 +134,8 @@ struct Info: ParsableCommand {
 
     private func hugePages() -> Finding {
         let name = "huge pages"
-        guard let total = SystemFile.memory("HugePages_Total"), let free = SystemFile.memory("HugePages_Free"),
+        guard let total = SystemFile.memory("HugePages_Total"),
+            let free = SystemFile.memory("HugePages_Free"),
             let size = SystemFile.memory("Hugepagesize")
         else { return Finding(name: name, value: "not supported by this kernel", remedy: nil) }
         var finding = Finding(name: name, value: "\(free) of \(total) free, \(size >> 10) KiB each")
@@ -145,10 +151,13 @@ struct Info: ParsableCommand {
         guard getrlimit(__rlimit_resource_t(__RLIMIT_MEMLOCK.rawValue), &limit) == 0 else {
             return Finding(name: name, value: "unknown", remedy: nil)
         }
-        guard limit.rlim_cur != rlim_t.max else { return Finding(name: name, value: "unlimited", remedy: nil) }
+        guard limit.rlim_cur != rlim_t.max else {
+            return Finding(name: name, value: "unlimited", remedy: nil)
+        }
         return Finding(
             name: name, value: "\(limit.rlim_cur >> 10) KiB",
-            remedy: "NICs that pin memory (efa, verbs) need 'ulimit -l unlimited' or memlock in /etc/security/limits.conf; "
+            remedy:
+                "NICs that pin memory (efa, verbs) need 'ulimit -l unlimited' or memlock in /etc/security/limits.conf; "
                 + "shm and tcp do not")
     }
 }

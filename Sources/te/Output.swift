@@ -65,7 +65,9 @@ struct Report {
     /// Adds a row; JSON is printed at once.
     mutating func add(_ row: Row) {
         if isJSON {
-            print("{" + row.map { Field.text($0.name).json + ": " + $0.value.json }.joined(separator: ", ") + "}")
+            print(
+                "{" + row.map { Field.text($0.name).json + ": " + $0.value.json }.joined(separator: ", ")
+                    + "}")
             fflush(nil)
         } else {
             rows.append(row)
@@ -82,7 +84,9 @@ struct Report {
             case .text, .flag, .list: false
             }
         }
-        let widths = first.indices.map { column in table.map { $0.count > column ? $0[column].count : 0 }.max() ?? 0 }
+        let widths = first.indices.map { column in
+            table.map { $0.count > column ? $0[column].count : 0 }.max() ?? 0
+        }
         for line in table {
             let cells = zip(line.indices, line).map { index, cell in
                 let space = String(repeating: " ", count: widths[index] - cell.count)

@@ -4,7 +4,9 @@ internal import TransferEngine
 /// SHA-256 by coreutils' `sha256sum`: a check of this library should not rest on code of this library.
 enum VerifyDigest {
     /// The digest of `bytes` as 64 hexadecimal digits, within `seconds`.
-    static func sha256(of bytes: UnsafeRawBufferPointer, within seconds: Double) throws(TransferError) -> String {
+    static func sha256(of bytes: UnsafeRawBufferPointer, within seconds: Double) throws(TransferError)
+        -> String
+    {
         let tool = try Tool()
         defer { tool.end() }
         let deadline = monotonicSeconds() + seconds
@@ -59,7 +61,9 @@ enum VerifyDigest {
                 guard let start = bytes.baseAddress else { break }
                 let count = write(input, start + sent, min(bytes.count - sent, 1 << 20))
                 if count < 0, errno == EAGAIN || errno == EINTR { continue }
-                guard count > 0 else { throw TransferError(.peerLost, "sha256sum ended early: error \(errno)") }
+                guard count > 0 else {
+                    throw TransferError(.peerLost, "sha256sum ended early: error \(errno)")
+                }
                 sent += count
             }
             Glibc.close(input)

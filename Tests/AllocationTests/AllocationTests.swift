@@ -45,7 +45,8 @@ import TransferEngine
             b = try TransferEngine(Configuration(name: "b", nics: [transport.nic], progress: .manual))
             source = try a.allocate(byteCount: 1 << 17)
             let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 17, alignment: 64)
-            let target = transport == .sharedMemory ? try b.allocate(byteCount: 1 << 17) : try b.register(memory)
+            let target =
+                transport == .sharedMemory ? try b.allocate(byteCount: 1 << 17) : try b.register(memory)
             remote = try a.attach(b.descriptor(of: target))
             peer = try a.connect(to: b.address)
             group = try PeerGroup([remote, remote])
@@ -73,7 +74,8 @@ import TransferEngine
     @Test(.timeLimit(.minutes(2)), arguments: Transport.allCases)
     func operationsDoNotAllocate(_ transport: Transport) throws {
         let pair = try Pair(transport)
-        let slices = [ScatterSlice](repeating: ScatterSlice(sourceOffset: 3, byteCount: 900, targetOffset: 5), count: 2)
+        let slices = [ScatterSlice](
+            repeating: ScatterSlice(sourceOffset: 3, byteCount: 900, targetOffset: 5), count: 2)
         let message: StaticString = "a small message"
         #if DEBUG
             // Without optimisation a closure inside an Optional is wrapped anew whenever it is passed on.
@@ -85,11 +87,13 @@ import TransferEngine
             pair.finish(try pair.a.write(from: pair.source, byteCount: 8, to: pair.remote, immediate: 1))
             pair.count(1, 1)
             pair.finish(
-                try pair.a.write(from: pair.source, byteCount: 100_000, to: pair.remote, immediate: 1, onEnd: callback))
+                try pair.a.write(
+                    from: pair.source, byteCount: 100_000, to: pair.remote, immediate: 1, onEnd: callback))
             pair.count(1, 1)
             pair.finish(
                 try pair.a.write(
-                    pageBytes: 1000, from: pair.source, pages: Pages(pair.pages, stride: 1024), to: pair.remote,
+                    pageBytes: 1000, from: pair.source, pages: Pages(pair.pages, stride: 1024),
+                    to: pair.remote,
                     pages: Pages(pair.pages, stride: 1024), immediate: 2))
             pair.count(2, 128)
             pair.finish(try pair.a.scatter(from: pair.source, slices, to: pair.group, immediate: 3))

@@ -14,7 +14,9 @@ import TransferEngine
         check(try WriteChecks.sizes(make(fabric)))
     }
 
-    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func writesOverManyNICs(_ fabric: Fabric) throws {
+    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func writesOverManyNICs(_ fabric: Fabric)
+        throws
+    {
         for nics in [[1, 2], [2, 1], [4, 4], [2, 4], [4, 3], [8, 8]] where fabric.allowsManyEndpoints {
             check(try WriteChecks.sizes(make(fabric), nics: nics))
         }
@@ -26,12 +28,16 @@ import TransferEngine
         check(try WriteChecks.countAfterData(make(fabric), nics: [2, 2]))
     }
 
-    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func offsetsBeyondFourGiB(_ fabric: Fabric) throws {
+    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func offsetsBeyondFourGiB(_ fabric: Fabric)
+        throws
+    {
         check(try WriteChecks.beyondFourGiB(make(fabric)))
     }
 
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func thousandRounds(_ fabric: Fabric) throws {
-        check(try WriteChecks.rounds(make(fabric), nics: fabric.allowsManyEndpoints ? [2, 4] : [1, 1], rounds: 1000))
+        check(
+            try WriteChecks.rounds(
+                make(fabric), nics: fabric.allowsManyEndpoints ? [2, 4] : [1, 1], rounds: 1000))
     }
 
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func pages(_ fabric: Fabric) throws {
@@ -40,12 +46,17 @@ import TransferEngine
         check(try PageChecks.duplicates(make(fabric)))
     }
 
-    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func hundredThousandPages(_ fabric: Fabric) throws {
+    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func hundredThousandPages(_ fabric: Fabric)
+        throws
+    {
         check(try PageChecks.many(make(fabric)))
     }
 
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func scatter(_ fabric: Fabric) throws {
-        check(try GroupChecks.scatter(make(fabric), peers: 3) { fabric.allowsManyEndpoints ? [2, 1, 4, 2][$0] : 1 })
+        check(
+            try GroupChecks.scatter(make(fabric), peers: 3) {
+                fabric.allowsManyEndpoints ? [2, 1, 4, 2][$0] : 1
+            })
     }
 
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func sixtyFourPeers(_ fabric: Fabric) throws {
@@ -73,7 +84,9 @@ import TransferEngine
         check(try ErrorChecks.deregistered(make(fabric)))
     }
 
-    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func damagedDescriptors(_ fabric: Fabric) throws {
+    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func damagedDescriptors(_ fabric: Fabric)
+        throws
+    {
         check(try ErrorChecks.mutations(make(fabric)))
     }
 }

@@ -11,11 +11,15 @@ enum ErrorChecks {
         let target = try cluster.memory(1, 4096)
         let closed = try cluster.memory(1, 4096, access: .localOnly)
         let remote = try cluster.attach(target, of: 1, to: 0)
-        let ranges = [(0, 0, 4097), (1, 0, 4096), (0, 1, 4096), (-1, 0, 1), (0, -1, 1), (0, 0, -1), (Int.max, 0, 1), (0, Int.max, 1)]
+        let ranges = [
+            (0, 0, 4097), (1, 0, 4096), (0, 1, 4096), (-1, 0, 1), (0, -1, 1), (0, 0, -1), (Int.max, 0, 1),
+            (0, Int.max, 1),
+        ]
         for (from, to, length) in ranges {
             findings.requireFailure("write of \(length) from \(from) to \(to)", [.outOfRange]) {
                 _ = try engine.write(
-                    from: source, sourceOffset: from, byteCount: length, to: remote, targetOffset: to, immediate: 1)
+                    from: source, sourceOffset: from, byteCount: length, to: remote, targetOffset: to,
+                    immediate: 1)
                 return nil
             }
         }
@@ -27,13 +31,15 @@ enum ErrorChecks {
         ]
         for (number, item) in pages.enumerated() {
             findings.requireFailure("pages \(number)", [item.5]) {
-                _ = try PageChecks.write(engine, item.0, source, item.1, item.2, 0, remote, item.3, item.4, 0, 1)
+                _ = try PageChecks.write(
+                    engine, item.0, source, item.1, item.2, 0, remote, item.3, item.4, 0, 1)
                 return nil
             }
         }
         findings.requireFailure("a write into a region without remote access", [.accessDenied]) {
             let remote = try cluster.attach(closed, of: 1, to: 0)
-            return cluster.finish(try engine.write(from: source, byteCount: 1, to: remote, immediate: 1), of: 0)
+            return cluster.finish(
+                try engine.write(from: source, byteCount: 1, to: remote, immediate: 1), of: 0)
         }
         try engine.deregister(source)
         findings.requireFailure("a write from a deregistered region", [.staleRegion]) {
@@ -53,7 +59,9 @@ enum ErrorChecks {
     /// Descriptors that are wrong there: another key, another generation, a region that is gone, one longer than it is.
     static func descriptors(_ make: MakeCluster) throws -> Findings {
         var findings = Findings()
-        let refused: [TransferError.Code] = [.staleRegion, .accessDenied, .providerFailed, .outOfRange, .unreachable, .peerLost]
+        let refused: [TransferError.Code] = [
+            .staleRegion, .accessDenied, .providerFailed, .outOfRange, .unreachable, .peerLost,
+        ]
         let wrongs: [(String, (inout RemoteRegion) -> Void)] = [
             (
                 "key",
@@ -82,7 +90,8 @@ enum ErrorChecks {
             findings.requireFailure("a write with a wrong \(what)", refused) {
                 let remote = try cluster.engines[0].attach(descriptor)
                 return cluster.finish(
-                    try cluster.engines[0].write(from: source, byteCount: 64, to: remote, immediate: 1), of: 0, seconds: 20)
+                    try cluster.engines[0].write(from: source, byteCount: 64, to: remote, immediate: 1),
+                    of: 0, seconds: 20)
             }
             cluster.settle()
             findings.require(cluster.engines[1].count(of: 1) == 0, "wrong \(what): counted")
@@ -107,12 +116,16 @@ enum ErrorChecks {
         findings.require(cluster.run(seconds: 20) { cluster.engines[1].consume(1, count: 1) }, "not counted")
         try cluster.engines[1].deregister(region)
         memory.initializeMemory(as: UInt8.self, repeating: 0)
-        findings.requireFailure("a write into a deregistered region", [.staleRegion, .accessDenied, .providerFailed, .peerLost]) {
+        findings.requireFailure(
+            "a write into a deregistered region", [.staleRegion, .accessDenied, .providerFailed, .peerLost]
+        ) {
             cluster.finish(
-                try cluster.engines[0].write(from: source, byteCount: 64, to: remote, immediate: 1), of: 0, seconds: 20)
+                try cluster.engines[0].write(from: source, byteCount: 64, to: remote, immediate: 1), of: 0,
+                seconds: 20)
         }
         cluster.settle()
-        findings.require(cluster.engines[1].count(of: 1) == 0, "a write into a deregistered region was counted")
+        findings.require(
+            cluster.engines[1].count(of: 1) == 0, "a write into a deregistered region was counted")
         findings.require(memory.allSatisfy { $0 == 0 }, "a write into a deregistered region arrived")
         try cluster.engines[0].detach(remote)
         findings.requireFailure("a write into a detached region", [.staleRegion]) {
@@ -133,10 +146,18 @@ enum ErrorChecks {
             var bytes = good
             for _ in 0...Int.random(in: 0...3, using: &generator) {
                 switch Int.random(in: 0...3, using: &generator) {
-                case 0: bytes[Int.random(in: bytes.indices, using: &generator)] ^= 1 << UInt8.random(in: 0...7, using: &generator)
+                case 0:
+                    bytes[Int.random(in: bytes.indices, using: &generator)] ^=
+                        1 << UInt8.random(in: 0...7, using: &generator)
                 case 1: bytes.removeLast(Int.random(in: 0..<bytes.count, using: &generator))
-                case 2: bytes.insert(.random(in: 0...255, using: &generator), at: Int.random(in: 0...bytes.count, using: &generator))
-                default: bytes = (0..<Int.random(in: 0...200, using: &generator)).map { _ in .random(in: 0...255, using: &generator) }
+                case 2:
+                    bytes.insert(
+                        .random(in: 0...255, using: &generator),
+                        at: Int.random(in: 0...bytes.count, using: &generator))
+                default:
+                    bytes = (0..<Int.random(in: 0...200, using: &generator)).map { _ in
+                        .random(in: 0...255, using: &generator)
+                    }
                 }
                 if bytes.isEmpty { break }
             }
@@ -158,7 +179,9 @@ extension RemoteRegion {
         copy.secret ^= 0xFFFF
         for nic in copy.nics.indices {
             copy.nics[nic].key ^= 0xFFFF
-            if copy.nics[nic].fabric == "sim", !copy.nics[nic].address.isEmpty { copy.nics[nic].address[0] ^= 0xFF }
+            if copy.nics[nic].fabric == "sim", !copy.nics[nic].address.isEmpty {
+                copy.nics[nic].address[0] ^= 0xFF
+            }
         }
         return copy
     }

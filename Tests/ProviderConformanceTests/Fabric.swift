@@ -47,7 +47,8 @@ enum Fabric: String, CaseIterable, Sendable, CustomStringConvertible {
         switch self {
         case .sharedMemory: return Array(repeating: .sharedMemory, count: count)
         case .processWrite:
-            return Array(repeating: .sharedMemory(SharedMemoryOptions(callerMemory: .processWrite)), count: count)
+            return Array(
+                repeating: .sharedMemory(SharedMemoryOptions(callerMemory: .processWrite)), count: count)
         case .bounce:
             return Array(repeating: .sharedMemory(SharedMemoryOptions(callerMemory: .bounce)), count: count)
         case .simulated, .simulatedShortWrites, .simulatedCounting: return []

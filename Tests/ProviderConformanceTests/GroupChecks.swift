@@ -17,18 +17,21 @@ enum GroupChecks {
         }
         let slices = (0..<count).map { peer in
             ScatterSlice(
-                sourceOffset: peer * slice, byteCount: peer == 0 ? 200_000 : peer == 1 ? 0 : slice, targetOffset: peer * 5)
+                sourceOffset: peer * slice, byteCount: peer == 0 ? 200_000 : peer == 1 ? 0 : slice,
+                targetOffset: peer * 5)
         }
         let transfer = try cluster.engines[0].scatter(
             from: source, slices, to: PeerGroup(members), immediate: 31)
         findings.require(cluster.finish(transfer, of: 0), "scatter to \(count)")
         for peer in 1...count {
             findings.require(
-                cluster.run(seconds: 30) { cluster.engines[peer].consume(31, count: 1) }, "peer \(peer) not counted")
+                cluster.run(seconds: 30) { cluster.engines[peer].consume(31, count: 1) },
+                "peer \(peer) not counted")
             let one = slices[peer - 1]
             findings.require(
                 isEqual(
-                    source.baseAddress + one.sourceOffset, targets[peer - 1].baseAddress + one.targetOffset, one.byteCount),
+                    source.baseAddress + one.sourceOffset, targets[peer - 1].baseAddress + one.targetOffset,
+                    one.byteCount),
                 "peer \(peer): data")
         }
         cluster.settle()
@@ -55,13 +58,17 @@ enum GroupChecks {
                 transfers.enumerated().allSatisfy { cluster.engines[$0.offset].isPending($0.element) },
                 "round \(round): a barrier ended before everybody had come")
             transfers.append(try cluster.engines[count - 1].barrier(groups[count - 1], immediate: 12))
-            for me in 0..<count { findings.require(cluster.finish(transfers[me], of: me), "barrier of \(me)") }
+            for me in 0..<count {
+                findings.require(cluster.finish(transfers[me], of: me), "barrier of \(me)")
+            }
         }
         let nobody = try PeerGroup([RemoteMemory]())
-        findings.require(cluster.finish(try cluster.engines[0].barrier(nobody, immediate: 13), of: 0), "empty barrier")
+        findings.require(
+            cluster.finish(try cluster.engines[0].barrier(nobody, immediate: 13), of: 0), "empty barrier")
         let source = try cluster.memory(0, 64)
         findings.require(
-            cluster.finish(try cluster.engines[0].scatter(from: source, [], to: nobody, immediate: 13), of: 0),
+            cluster.finish(
+                try cluster.engines[0].scatter(from: source, [], to: nobody, immediate: 13), of: 0),
             "empty scatter")
         return findings
     }
@@ -76,12 +83,15 @@ enum GroupChecks {
         for immediate in [0, 1, Immediate.max, 0x2AAA_AAAA] as [Immediate] {
             for _ in 0..<3 {
                 findings.require(
-                    cluster.finish(try cluster.engines[0].send(immediate: immediate, to: remote), of: 0), "immediate")
+                    cluster.finish(try cluster.engines[0].send(immediate: immediate, to: remote), of: 0),
+                    "immediate")
                 findings.require(
-                    cluster.finish(try cluster.engines[0].send(immediate: immediate, to: peer), of: 0), "immediate")
+                    cluster.finish(try cluster.engines[0].send(immediate: immediate, to: peer), of: 0),
+                    "immediate")
             }
             // All have arrived before anybody waits.
-            findings.require(cluster.run(seconds: 20) { cluster.engines[1].count(of: immediate) == 6 }, "early arrivals")
+            findings.require(
+                cluster.run(seconds: 20) { cluster.engines[1].count(of: immediate) == 6 }, "early arrivals")
             let first = try cluster.engines[1].expect(immediate, count: 2)
             let second = try cluster.engines[1].expect(immediate, count: 4)
             findings.require(cluster.finish(first, of: 1), "first wait")
@@ -119,9 +129,15 @@ enum GroupChecks {
         try cluster.engines[0].receive { bytes, sender in inbox.add(Array(bytes), sender) }
         try echo.receive { bytes, _ in _ = try? echo.send(bytes, to: back) }
         for transfer in early { findings.require(cluster.finish(transfer, of: 0), "early message") }
-        for _ in 0..<20 { for size in sizes { findings.require(cluster.finish(try send(size), of: 0), "message of \(size)") } }
+        for _ in 0..<20 {
+            for size in sizes {
+                findings.require(cluster.finish(try send(size), of: 0), "message of \(size)")
+            }
+        }
         let expected = sizes.count * 21
-        findings.require(cluster.run(seconds: 30) { inbox.messages.count >= expected }, "\(inbox.messages.count) of \(expected) echoes")
+        findings.require(
+            cluster.run(seconds: 30) { inbox.messages.count >= expected },
+            "\(inbox.messages.count) of \(expected) echoes")
         cluster.settle()
         findings.require(inbox.messages.count == expected, "a message came twice")
         for size in sizes {

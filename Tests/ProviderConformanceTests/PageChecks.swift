@@ -4,15 +4,18 @@ import TransferEngine
 enum PageChecks {
     /// Submits a paged write from arrays.
     static func write(
-        _ engine: TransferEngine, _ pageBytes: Int, _ source: MemoryRegion, _ from: [UInt32], _ sourceStride: Int,
+        _ engine: TransferEngine, _ pageBytes: Int, _ source: MemoryRegion, _ from: [UInt32],
+        _ sourceStride: Int,
         _ sourceOffset: Int, _ remote: RemoteMemory, _ to: [UInt32], _ targetStride: Int, _ targetOffset: Int,
         _ immediate: Immediate?
     ) throws -> Transfer {
         try from.withUnsafeBufferPointer { from in
             try to.withUnsafeBufferPointer { to in
                 try engine.write(
-                    pageBytes: pageBytes, from: source, pages: Pages(from, stride: sourceStride, offset: sourceOffset),
-                    to: remote, pages: Pages(to, stride: targetStride, offset: targetOffset), immediate: immediate)
+                    pageBytes: pageBytes, from: source,
+                    pages: Pages(from, stride: sourceStride, offset: sourceOffset),
+                    to: remote, pages: Pages(to, stride: targetStride, offset: targetOffset),
+                    immediate: immediate)
             }
         }
     }
@@ -27,10 +30,14 @@ enum PageChecks {
         let remote = try cluster.attach(target, of: 1, to: 0)
         fill(source, seed: 11)
         var generator = SeededGenerator(seed: 1)
-        let cases: [(pageBytes: Int, count: Int, sourceStride: Int, targetStride: Int, offset: Int, shuffled: Bool)] = [
-            (1000, 300, 1024, 2000, 48, true), (512, 700, 512, 512, 0, false), (4096, 200, 4096, 4096, 4096, true),
-            (1, 500, 3, 5, 1, true), (0, 5, 16, 16, 0, true), (512, 0, 512, 512, 0, true), (512, 1, 512, 512, 0, true),
-        ]
+        let cases:
+            [(pageBytes: Int, count: Int, sourceStride: Int, targetStride: Int, offset: Int, shuffled: Bool)] =
+                [
+                    (1000, 300, 1024, 2000, 48, true), (512, 700, 512, 512, 0, false),
+                    (4096, 200, 4096, 4096, 4096, true),
+                    (1, 500, 3, 5, 1, true), (0, 5, 16, 16, 0, true), (512, 0, 512, 512, 0, true),
+                    (512, 1, 512, 512, 0, true),
+                ]
         for (number, item) in cases.enumerated() {
             target.bytes.initializeMemory(as: UInt8.self, repeating: 0)
             var from = Array(0..<UInt32(item.count))
@@ -70,7 +77,8 @@ enum PageChecks {
         let to: [UInt32] = (0..<100).map { UInt32($0 % 7) } + [9, 9, 10]
         let transfer = try write(cluster.engines[0], 512, source, from, 512, 0, remote, to, 512, 0, 8)
         findings.require(cluster.finish(transfer, of: 0), "duplicates")
-        findings.require(cluster.run(seconds: 20) { cluster.engines[1].consume(8, count: 103) }, "duplicates not counted")
+        findings.require(
+            cluster.run(seconds: 20) { cluster.engines[1].consume(8, count: 103) }, "duplicates not counted")
         for page in 0..<7 {
             findings.require(
                 isEqual(source.baseAddress + 3 * 512, target.baseAddress + page * 512, 512), "page \(page)")

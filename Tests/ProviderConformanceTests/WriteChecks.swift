@@ -17,7 +17,8 @@ enum WriteChecks {
         fill(source, seed: 3)
         let cases = [
             (0, 0, 0), (0, 0, 1), (1, 2, 1), (7, 3, 4097), (0, 0, 65536), (5, 11, 131_072), (64, 1, 300_001),
-            (0, 0, bytes), (0, bytes - 1, 1), (bytes - 1, bytes, 0), (bytes, bytes, 0), (3, bytes - 70_001, 70_001),
+            (0, 0, bytes), (0, bytes - 1, 1), (bytes - 1, bytes, 0), (bytes, bytes, 0),
+            (3, bytes - 70_001, 70_001),
         ]
         for (number, (from, to, length)) in cases.enumerated() {
             memset(target.baseAddress, 0, bytes)
@@ -37,12 +38,17 @@ enum WriteChecks {
             }
             findings.require(isRight, "write of \(length) at \(to): data")
             findings.require(isZero(target, 0..<to), "write of \(length) at \(to) touched bytes before it")
-            findings.require(isZero(target, to + length..<bytes), "write of \(length) at \(to) touched bytes after it")
+            findings.require(
+                isZero(target, to + length..<bytes), "write of \(length) at \(to) touched bytes after it")
             cluster.settle()
             findings.require(
-                cluster.engines[1].consume(immediate, count: 1) && cluster.engines[1].count(of: immediate) == 0,
+                cluster.engines[1].consume(immediate, count: 1)
+                    && cluster.engines[1].count(of: immediate) == 0,
                 "write of \(length) at \(to) was counted more than once")
-            sent.withUnsafeBytes { UnsafeMutableRawBufferPointer(rebasing: source.bytes[from..<from + length]).copyBytes(from: $0) }
+            sent.withUnsafeBytes {
+                UnsafeMutableRawBufferPointer(rebasing: source.bytes[from..<from + length]).copyBytes(
+                    from: $0)
+            }
         }
         return findings
     }
@@ -60,7 +66,8 @@ enum WriteChecks {
             fill(source, seed: UInt64(round))
             try cluster.engines[0].write(from: source, byteCount: bytes, to: remote, immediate: 9)
             findings.require(
-                cluster.run(seconds: 20) { cluster.engines[1].consume(9, count: 1) }, "round \(round) not counted")
+                cluster.run(seconds: 20) { cluster.engines[1].consume(9, count: 1) },
+                "round \(round) not counted")
             findings.require(
                 isEqual(source.baseAddress, target.baseAddress, bytes), "counted before the data was there")
         }
@@ -81,8 +88,10 @@ enum WriteChecks {
                 from: source, byteCount: 200, to: remote, targetOffset: offset, immediate: 3)
             findings.require(cluster.finish(transfer, of: 0), "write at \(offset)")
             findings.require(
-                cluster.run(seconds: 20) { cluster.engines[1].consume(3, count: 1) }, "write \(number) not counted")
-            findings.require(isEqual(source.baseAddress, target.baseAddress + offset, 200), "data at \(offset)")
+                cluster.run(seconds: 20) { cluster.engines[1].consume(3, count: 1) },
+                "write \(number) not counted")
+            findings.require(
+                isEqual(source.baseAddress, target.baseAddress + offset, 200), "data at \(offset)")
         }
         findings.require(isZero(target, 0..<4096), "the beginning was touched")
         // Page numbers times stride beyond 32 bits.
@@ -96,7 +105,8 @@ enum WriteChecks {
             }
         }
         findings.require(cluster.finish(transfer, of: 0), "pages beyond 4 GiB")
-        findings.require(cluster.run(seconds: 20) { cluster.engines[1].consume(4, count: 2) }, "pages not counted")
+        findings.require(
+            cluster.run(seconds: 20) { cluster.engines[1].consume(4, count: 2) }, "pages not counted")
         findings.require(isEqual(source.baseAddress, target.baseAddress + (5 << 30), 64), "page 0")
         findings.require(isEqual(source.baseAddress + 64, target.baseAddress + (4 << 30), 64), "page 1")
         return findings
@@ -118,10 +128,12 @@ enum WriteChecks {
             let from = Int.random(in: 0...bytes - length, using: &generator)
             let to = Int.random(in: 0...bytes - length, using: &generator)
             let transfer = try cluster.engines[0].write(
-                from: source, sourceOffset: from, byteCount: length, to: remote, targetOffset: to, immediate: 77)
+                from: source, sourceOffset: from, byteCount: length, to: remote, targetOffset: to,
+                immediate: 77)
             findings.require(cluster.finish(transfer, of: 0), "round \(round)")
             findings.require(
-                cluster.run(seconds: 20) { cluster.engines[1].consume(77, count: 1) }, "round \(round) not counted")
+                cluster.run(seconds: 20) { cluster.engines[1].consume(77, count: 1) },
+                "round \(round) not counted")
             findings.require(
                 isEqual(source.baseAddress + from, target.baseAddress + to, length),
                 "round \(round): \(length) bytes from \(from) to \(to)")

@@ -14,7 +14,8 @@ import TransferEngine
             ) { page in
                 (0..<nics).map {
                     network.openDomain(
-                        SimulatedNIC(name: "\(index).\($0)", megabitsPerSecond: UInt32(($0 + 1) * 10_000)), page: page,
+                        SimulatedNIC(name: "\(index).\($0)", megabitsPerSecond: UInt32(($0 + 1) * 10_000)),
+                        page: page,
                         engine: page.engine)
                 }
             }
@@ -30,7 +31,10 @@ import TransferEngine
             let length = Int.random(in: 0..<300_000, using: &generator)
             let remote = try engines[from].attach(engines[to].descriptor(of: regions[to]))
             transfers.append(
-                (from, try engines[from].write(from: regions[from], byteCount: length, to: remote, immediate: 1)))
+                (
+                    from,
+                    try engines[from].write(from: regions[from], byteCount: length, to: remote, immediate: 1)
+                ))
             expected[to] += 1
         }
         for _ in 0..<1_000_000 {
@@ -55,12 +59,16 @@ import TransferEngine
 
     /// Virtual time says what striping is worth: 64 MiB over NICs of different speed take as long as the sum of the speeds
     /// says, on whichever side the NICs are fewer.
-    @Test(arguments: [([1000], [1000]), ([1000, 1000], [1000, 1000]), ([1000, 1000], [500, 500, 500, 500]), ([2000, 1000], [3000])])
+    @Test(arguments: [
+        ([1000], [1000]), ([1000, 1000], [1000, 1000]), ([1000, 1000], [500, 500, 500, 500]),
+        ([2000, 1000], [3000]),
+    ])
     func stripingUsesEveryNIC(_ local: [Int], _ remote: [Int]) throws {
         let network = SimulatedNetwork(seed: 5)
         func engine(_ name: String, _ speeds: [Int], _ seed: UInt64) throws -> TransferEngine {
             try TransferEngine(
-                Configuration(name: name, progress: .manual), clock: network, random: SeededGenerator(seed: seed)
+                Configuration(name: name, progress: .manual), clock: network,
+                random: SeededGenerator(seed: seed)
             ) { page in
                 speeds.enumerated().map { index, speed in
                     network.openDomain(
@@ -79,7 +87,8 @@ import TransferEngine
         let source = try a.allocate(byteCount: bytes, isPopulated: false)
         let target = try b.allocate(byteCount: bytes, isPopulated: false)
         let transfer = try a.write(
-            from: source, byteCount: bytes, to: a.attach(b.descriptor(of: target)), immediate: 1, timeout: .seconds(100))
+            from: source, byteCount: bytes, to: a.attach(b.descriptor(of: target)), immediate: 1,
+            timeout: .seconds(100))
         while a.isPending(transfer) {
             a.progress()
             if !network.step() { break }

@@ -27,12 +27,15 @@ import TransferEngine
         }
     }
 
-    @Test(.timeLimit(.minutes(1)), arguments: modes) func awaiting(_ mode: Configuration.Progress) async throws {
+    @Test(.timeLimit(.minutes(1)), arguments: modes) func awaiting(_ mode: Configuration.Progress)
+        async throws
+    {
         let pair = try Pair(mode)
         for round in 0..<50 {
             pair.source.baseAddress.storeBytes(of: round, as: Int.self)
             let wait = try pair.b.expect(1, count: 1)
-            try await pair.a.result(of: pair.a.write(from: pair.source, byteCount: 4096, to: pair.remote, immediate: 1))
+            try await pair.a.result(
+                of: pair.a.write(from: pair.source, byteCount: 4096, to: pair.remote, immediate: 1))
             try await pair.b.result(of: wait)
             #expect(pair.target.baseAddress.load(as: Int.self) == round)
             #expect(pair.b.status(of: wait) == .complete)
@@ -42,13 +45,16 @@ import TransferEngine
     @Test(.timeLimit(.minutes(1)), arguments: modes) func blocking(_ mode: Configuration.Progress) throws {
         let pair = try Pair(mode)
         for _ in 0..<50 {
-            try pair.a.wait(for: pair.a.write(from: pair.source, byteCount: 1 << 20, to: pair.remote, immediate: 2))
+            try pair.a.wait(
+                for: pair.a.write(from: pair.source, byteCount: 1 << 20, to: pair.remote, immediate: 2))
             try pair.b.wait(for: pair.b.expect(2, count: 1))
         }
     }
 
     /// Callbacks submit: a chain in which each end begins the next, far longer than any queue.
-    @Test(.timeLimit(.minutes(1)), arguments: modes) func callbacksSubmit(_ mode: Configuration.Progress) async throws {
+    @Test(.timeLimit(.minutes(1)), arguments: modes) func callbacksSubmit(_ mode: Configuration.Progress)
+        async throws
+    {
         let pair = try Pair(mode)
         let chain = Chain(pair, length: 3 * Limits.transfers)
         await chain.run()
@@ -110,7 +116,8 @@ import TransferEngine
         while submitted < count {
             do {
                 try pair.a.write(
-                    from: pair.source, sourceOffset: offset, byteCount: 64, to: pair.remote, targetOffset: offset,
+                    from: pair.source, sourceOffset: offset, byteCount: 64, to: pair.remote,
+                    targetOffset: offset,
                     immediate: 5, onEnd: submitted % 8 == 0 ? followUp : nil)
                 submitted += 1
             } catch {
@@ -131,13 +138,15 @@ import TransferEngine
     }
 
     /// Contract, promise 6: a wait that nobody answers ends with a report.
-    @Test(.timeLimit(.minutes(1)), arguments: modes) func stalls(_ mode: Configuration.Progress) async throws {
+    @Test(.timeLimit(.minutes(1)), arguments: modes) func stalls(_ mode: Configuration.Progress) async throws
+    {
         let pair = try Pair(mode)
         try pair.a.wait(for: pair.a.write(from: pair.source, byteCount: 8, to: pair.remote, immediate: 8))
         let wait = try pair.b.expect(8, count: 3, timeout: .milliseconds(30))
         let error = await #expect(throws: TransferError.self) { try await pair.b.result(of: wait) }
         #expect(error?.code == .stalled)
-        #expect(error?.message.contains("immediate 8 was counted 1 of 3") == true, "\(String(describing: error))")
+        #expect(
+            error?.message.contains("immediate 8 was counted 1 of 3") == true, "\(String(describing: error))")
         #expect(pair.b.status(of: wait) == .failed(try #require(error)))
         // The arrival was not consumed by the failed wait.
         try await pair.b.result(of: pair.b.expect(8, count: 1))
@@ -157,7 +166,9 @@ import TransferEngine
         while seen.withLock({ $0.last?.1 }) != 100 { try await Task.sleep(for: .milliseconds(1)) }
         let changes = seen.withLock { $0 }
         #expect(changes.first?.0 == 0)
-        #expect(zip(changes, changes.dropFirst()).allSatisfy { $0.1 == $1.0 }, "each change begins where the last ended")
+        #expect(
+            zip(changes, changes.dropFirst()).allSatisfy { $0.1 == $1.0 },
+            "each change begins where the last ended")
         #expect(changes.allSatisfy { $0.0 < $0.1 })
         try engine.unwatch(watcher)
         word.pointee.wrappingAdd(1, ordering: .releasing)
