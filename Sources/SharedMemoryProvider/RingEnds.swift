@@ -110,6 +110,7 @@ struct IncomingRing {
     }
 
     private func release() {
-        if published != head { ring.head.pointee.store(head, ordering: .releasing) }  // pairs with the load in collect
+        // pairs with the load in collect
+        if published != head { ring.head.pointee.store(head, ordering: .releasing) }
     }
 }

@@ -9,7 +9,7 @@ import TransferCore
 @Suite("libfabric domain", .serialized, .enabled(if: LibfabricProvider.isLoaded), .timeLimit(.minutes(2)))
 struct LibfabricDomainTests {
     static let kinds: [LibfabricOptions] = {
-        var kinds = [LibfabricOptions]()
+        var kinds: [LibfabricOptions] = []
         for provider in ["tcp", "tcp;ofi_rxm", "net"] {
             kinds.append(LibfabricOptions(provider: provider, nic: "127.0.0.1"))
             kinds.append(LibfabricOptions(provider: provider, nic: "127.0.0.1", framing: .never))
