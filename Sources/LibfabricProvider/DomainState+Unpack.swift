@@ -133,7 +133,10 @@ extension DomainState {
             Int(header.start) >= FrameHeader.byteCount + FrameHeader.helloBytes
         else { return -1 }
         let length = (bytes + FrameHeader.byteCount).loadUnaligned(as: UInt64.self)
-        guard length > 0, length == UInt64(ownAddressLength) else { return -1 }
+        // Only libfabric's shm, the one without frames of writes, has names of different lengths.
+        let isRight =
+            length == UInt64(ownAddressLength) || frameLimit == 0 && length <= UInt64(Limits.addressBytes)
+        guard length > 0, isRight else { return -1 }
         return findPeer(
             engine: header.sender, address: bytes + FrameHeader.byteCount + 8, length: Int(length)
         ).index

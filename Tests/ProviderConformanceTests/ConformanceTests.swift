@@ -60,7 +60,7 @@ import TransferEngine
     }
 
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func sixtyFourPeers(_ fabric: Fabric) throws {
-        check(try GroupChecks.scatter(make(fabric), peers: 64) { _ in 1 })
+        check(try GroupChecks.scatter(make(fabric), peers: fabric.mostPeers) { _ in 1 })
     }
 
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func barriers(_ fabric: Fabric) throws {

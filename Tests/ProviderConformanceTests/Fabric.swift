@@ -42,6 +42,15 @@ enum Fabric: String, CaseIterable, Sendable, CustomStringConvertible {
         #endif
     }
 
+    /// Peers that one process drives in acceptable time: the older endpoints of libfabric poll each connection in turn.
+    var mostPeers: Int {
+        #if Libfabric
+            return self == .tcpRxm || self == .libfabricShm ? 8 : 64
+        #else
+            return 64
+        #endif
+    }
+
     /// The NICs of one engine.
     func nics(_ count: Int) -> [Configuration.NIC] {
         switch self {
