@@ -79,7 +79,10 @@ import TransferEngine
         check(try ErrorChecks.arguments(make(fabric)))
     }
 
-    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func badDescriptors(_ fabric: Fabric) throws {
+    /// libfabric's shm (1.17) does not come back from a wrong key: it is the one fabric without this promise.
+    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases.filter(\.reportsWrongKeys)) func badDescriptors(
+        _ fabric: Fabric
+    ) throws {
         check(try ErrorChecks.descriptors(make(fabric)))
         check(try ErrorChecks.deregistered(make(fabric)))
     }

@@ -93,7 +93,8 @@ enum ErrorChecks {
             ) {
                 let remote = try cluster.engines[0].attach(descriptor)
                 return cluster.finish(
-                    try cluster.engines[0].write(from: source, byteCount: 64, to: remote, immediate: 1),
+                    try cluster.engines[0].write(
+                        from: source, byteCount: 64, to: remote, immediate: 1, timeout: .seconds(2)),
                     of: 0, seconds: 20)
             }
             cluster.settle()

@@ -51,6 +51,9 @@ enum Fabric: String, CaseIterable, Sendable, CustomStringConvertible {
         #endif
     }
 
+    /// Whether a write with a wrong key ends with an error.
+    var reportsWrongKeys: Bool { rawValue != "libfabricShm" }
+
     /// The NICs of one engine.
     func nics(_ count: Int) -> [Configuration.NIC] {
         switch self {
