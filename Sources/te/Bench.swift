@@ -70,6 +70,8 @@ final class BenchInitiator {
     private let child: ChildProcess
     private let regionBytes: Int
     private let processors: [Int]
+    /// Noted before anything is pinned.
+    private static let allowed = allowedProcessors()
     private var sent: UInt64 = 0
     private var stops: UInt64 = 0
     private var isClosed = false
@@ -77,7 +79,7 @@ final class BenchInitiator {
     init(_ options: PointToPoint, progress: String = "manual") throws {
         self.options = options
         regionBytes = options.regionMiB << 20
-        let allowed = allowedProcessors()
+        let allowed = Self.allowed
         processors = [allowed.first ?? 0, allowed.dropFirst().first ?? allowed.first ?? 0]
         _ = te_pin_self(Int32(processors[0]))
         showProgress("starting")
@@ -193,7 +195,8 @@ final class BenchInitiator {
         var ours: [Double] = []
         var limits: [Double] = []
         for _ in 0..<options.repeats {
-            if options.against == .limits {
+            // Busy engines leave no core for the flag: hold their time against the limit of the manual row.
+            if options.against == .limits, progress == "manual" {
                 limits.append(BenchLimits.flag(processor: processors[1], seconds: options.seconds))
             }
             try child.send("pong")
