@@ -74,6 +74,9 @@ let package = Package(
             name: "AllocationTests",
             dependencies: ["TransferEngine", "SharedMemoryProvider", "CAllocationCounter", libfabric],
             swiftSettings: strict),
+        .testTarget(
+            name: "LibfabricProviderTests",
+            dependencies: ["TransferCore", "CPlatform", "CLibfabric", libfabric], swiftSettings: strict),
     ],
     swiftLanguageModes: [.v6]
 )
