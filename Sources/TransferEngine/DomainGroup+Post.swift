@@ -88,6 +88,7 @@ extension DomainGroup {
         guard slot.pointee.kind == .paged else { return }
         let rails = attachments[Int(slot.pointee.attachment)].rails
         for rail in 0..<rails.count {
+            slot.pointee.railChunks[rail] = 0
             slot.pointee.railCursors[rail] = StripePlanner.start(
                 ofRail: rail, units: slot.pointee.pageCount, rails: rails, sequence: slot.pointee.sequence)
         }
@@ -241,16 +242,15 @@ extension DomainGroup {
                 let domain = rails[rail].local
                 let count = fillPages(slot, index, rail, end)
                 if count == 0 { break }
-                let after = Cursor(target: slot.pointee.railCursors[rail], chunk: slot.pointee.chunkCursor)
+                let after = Cursor(
+                    target: slot.pointee.railCursors[rail], chunk: slot.pointee.railChunks[rail])
                 var accepted = 0
                 let flow = post(slot, domain, count, accepted: &accepted)
                 let cursor = accepted < count ? marks[accepted] : after
                 slot.pointee.railCursors[rail] = cursor.target
-                slot.pointee.chunkCursor = cursor.chunk
+                slot.pointee.railChunks[rail] = cursor.chunk
                 if flow == .failed { return .failed }
                 if flow == .blocked {
-                    // A page that is cut is finished before another rail goes on: they share the chunk cursor.
-                    if cursor.chunk > 0 { return .blocked }
                     result = .blocked
                     break
                 }
@@ -330,7 +330,7 @@ extension DomainGroup {
         let key = keys + rail
         let domain = attachment.pointee.rails[rail].local
         var page = slot.pointee.railCursors[rail]
-        var chunkStart = slot.pointee.chunkCursor
+        var chunkStart = slot.pointee.railChunks[rail]
         let piece = Piece(rail: rail, offset: 0, length: slot.pointee.length, eighths: slot.pointee.eighths)
         var count = 0
         while page < end, count < Limits.requestsPerPost {
@@ -352,7 +352,7 @@ extension DomainGroup {
             chunkStart = chunk.offset + max(1, chunk.length)
         }
         slot.pointee.railCursors[rail] = page
-        slot.pointee.chunkCursor = chunkStart
+        slot.pointee.railChunks[rail] = chunkStart
         return count
     }
 

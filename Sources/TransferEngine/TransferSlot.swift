@@ -47,13 +47,14 @@ struct TransferSlot: ~Copyable {
     var pageCount = 0
     var sourceStride = 0
     var targetStride = 0
-    /// The next page of each rail.
+    /// The next page of each rail, and where it goes on in a page that is cut.
     var railCursors = InlineArray<15, Int>(repeating: 0)
+    var railChunks = InlineArray<15, Int>(repeating: 0)
 
     // Scatters, barriers: the targets lie in `scratch`.
     var targets: UnsafeMutablePointer<ScatterTarget>?
     var targetCount = 0
-    /// Next target, its next piece, and the offset of the next chunk in the piece or page.
+    /// Next target, its next piece, and the offset of the next chunk in the piece.
     var targetCursor = 0
     var pieceCursor = 0
     var chunkCursor = 0
