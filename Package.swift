@@ -58,6 +58,7 @@ let package = Package(
             swiftSettings: hot),
         .testTarget(
             name: "TransferEngineTests", dependencies: ["TransferEngine", "CPlatform"], swiftSettings: strict),
+        .testTarget(name: "PlatformTests", dependencies: ["CPlatform"], swiftSettings: strict),
         .testTarget(name: "TransferCoreTests", dependencies: ["TransferCore"], swiftSettings: strict),
         .testTarget(
             name: "SimulatedProviderTests", dependencies: ["SimulatedProvider", "TransferCore"],

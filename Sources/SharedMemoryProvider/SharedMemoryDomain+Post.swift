@@ -61,11 +61,35 @@ extension SharedMemoryDomain {
             let base = UnsafeMutableRawPointer(bitPattern: first.pointee.target.pointee.mapping)
         else { return }
         let peer = first.pointee.target.pointee.peer
+        let streams = run.count > 1 && isLong(run)
         for index in 0..<run.count {
             let request = first + index
-            memcpy(base + Int(request.pointee.targetOffset), request.pointee.source, request.pointee.length)
-            if request.pointee.eighths > 0 { add(request, peer, &due) }
+            let length = request.pointee.length
+            // Pages lie anywhere: the processor cannot guess where the next one begins, but we know.
+            if streams, index + 1 < run.count {
+                te_prefetch_page(request[1].source, request[1].length, 0)
+            } else if !streams, index + 4 < run.count {
+                te_prefetch_page(request[4].source, request[4].length, 0)
+                te_prefetch_page(base + Int(request[4].targetOffset), request[4].length, 1)
+            }
+            let target = base + Int(request.pointee.targetOffset)
+            if streams {
+                te_copy_streaming(target, request.pointee.source, length)
+            } else {
+                memcpy(target, request.pointee.source, length)
+            }
         }
+        // The counts follow the data, also the data that went past the cache.
+        if streams { te_copy_fence() }
+        for index in 0..<run.count where first[index].eighths > 0 { add(first + index, peer, &due) }
+    }
+
+    /// Whether a list of pages is too long to stay in a core's cache: then its bytes go past the cache, which saves reading
+    /// the target's lines first (a third of the memory traffic).
+    private func isLong(_ run: UnsafeBufferPointer<WorkRequest>) -> Bool {
+        var bytes = 0
+        for request in run { bytes += request.length }
+        return bytes >= Self.streamingBytes
     }
 
     @inline(__always)

@@ -27,6 +27,8 @@ public final class SharedMemoryDomain: FabricDomain {
     let ranges: UnsafeMutablePointer<te_range>
 
     static let peerCapacity = 4096
+    /// A list of pages with at least so many bytes is copied past the cache: about what a core's second-level cache holds.
+    static let streamingBytes = 1 << 20
 
     /// What the data path needs of a peer; plain data.
     struct PeerState {
