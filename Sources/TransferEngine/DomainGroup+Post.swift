@@ -89,7 +89,8 @@ extension DomainGroup {
         let rails = attachments[Int(slot.pointee.attachment)].rails
         for rail in 0..<rails.count {
             slot.pointee.railCursors[rail] = StripePlanner.start(
-                ofRail: rail, units: slot.pointee.pageCount, rails: rails, sequence: slot.pointee.sequence)
+                ofRail: rail, units: slot.pointee.pageCount, rails: rails.span,
+                sequence: slot.pointee.sequence)
         }
     }
 
@@ -180,7 +181,8 @@ extension DomainGroup {
             guard let keys = attachment.pointee.keys else { break }
             let rails = attachment.pointee.rails
             let pieceCount = planner.cut(
-                length: target.length, rails: rails, sequence: slot.pointee.sequence &+ UInt32(cursor.target),
+                length: target.length, rails: rails.span,
+                sequence: slot.pointee.sequence &+ UInt32(cursor.target),
                 into: pieces)
             while cursor.piece < pieceCount, count < Limits.requestsPerPost {
                 let piece = pieces[cursor.piece]
@@ -235,7 +237,8 @@ extension DomainGroup {
         var result = Flow.posted
         for rail in 0..<rails.count {
             let end = StripePlanner.start(
-                ofRail: rail + 1, units: slot.pointee.pageCount, rails: rails, sequence: slot.pointee.sequence
+                ofRail: rail + 1, units: slot.pointee.pageCount, rails: rails.span,
+                sequence: slot.pointee.sequence
             )
             while slot.pointee.railCursors[rail] < end {
                 let domain = rails[rail].local

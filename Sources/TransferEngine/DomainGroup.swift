@@ -39,7 +39,7 @@ final class DomainGroup {
     let batch: UnsafeMutablePointer<WorkRequest>
     /// Where the slot's cursor stood before each request of the batch.
     let marks: UnsafeMutablePointer<Cursor>
-    let pieces: UnsafeMutableBufferPointer<Piece>
+    let pieces: Table<Piece>
     let completions: UnsafeMutableBufferPointer<Completion>
 
     var watchers: [WatcherEntry] = []
@@ -98,7 +98,7 @@ final class DomainGroup {
         hot.pointee.now = clock.nowNanoseconds
         batch = .allocate(capacity: Limits.requestsPerPost)
         marks = .allocate(capacity: Limits.requestsPerPost)
-        pieces = .allocate(capacity: Limits.railsPerRoute + 1)
+        pieces = Table(repeating: Piece(rail: 0, offset: 0, length: 0), count: Limits.railsPerRoute + 1)
         completions = .allocate(capacity: Limits.completionsPerPoll)
     }
 
@@ -121,7 +121,6 @@ final class DomainGroup {
         hot.deallocate()
         batch.deallocate()
         marks.deallocate()
-        pieces.deallocate()
         completions.deallocate()
     }
 

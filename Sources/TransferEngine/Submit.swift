@@ -86,7 +86,7 @@ extension TransferEngine {
         var rail = 0
         while rail + 1 < rails.count,
             StripePlanner.start(
-                ofRail: rail + 1, units: 1, rails: rails, sequence: group.hot.pointee.sequence) == 0
+                ofRail: rail + 1, units: 1, rails: rails.span, sequence: group.hot.pointee.sequence) == 0
         { rail += 1 }
         let domain = rails[rail].local
         group.batch.initialize(

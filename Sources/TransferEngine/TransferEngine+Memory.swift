@@ -118,7 +118,7 @@ extension TransferEngine {
             control.nextGeneration = max(1, control.nextGeneration &+ 1)
             let secret = control.random.next()
             let nowhere = MemoryRegion(
-                baseAddress: UnsafeMutableRawPointer(page.sleeping), byteCount: 0, index: control.nextRegion,
+                baseAddress: pageMapping.base, byteCount: 0, index: control.nextRegion,
                 generation: 0)
             let reserved = LocalRegion(
                 index: control.nextRegion, generation: 0, access: .localOnly, secret: 0,
@@ -133,14 +133,7 @@ extension TransferEngine {
     private static func add(_ local: LocalRegion, to group: DomainGroup) throws(TransferError) -> [DomainKey]
     {
         // The page first: from the moment a provider knows the region, peers may ask for it.
-        let slot = group.page.region(local.index)
-        slot.pointee.base = UInt64(UInt(bitPattern: local.base))
-        slot.pointee.length = UInt64(local.length)
-        slot.pointee.secret = local.secret
-        // pairs with the load in RegionSlot.enter
-        slot.pointee.state.store(
-            RegionSlot.state(generation: local.generation, access: local.access),
-            ordering: .sequentiallyConsistent)
+        group.page.publish(local)
         var keys: [DomainKey] = []
         var entry = RegionEntry(generation: local.generation, base: local.base, length: local.length)
         do throws(TransferError) {
@@ -149,7 +142,7 @@ extension TransferEngine {
                 entry.localKeys[domain] = keys[domain].local
             }
         } catch {
-            slot.pointee.state.store(0, ordering: .sequentiallyConsistent)
+            group.page.withdraw(local.index)
             for (domain, key) in keys.enumerated() { group.domains[domain].deregister(local, key: key) }
             throw error
         }
@@ -160,14 +153,12 @@ extension TransferEngine {
     func remove(_ known: RegisteredRegion, from group: DomainGroup) throws(TransferError) {
         guard !known.keys.isEmpty else { return }
         group.regions[Int(known.local.index)] = RegionEntry()
-        let slot = group.page.region(known.local.index)
-        // pairs with the load in RegionSlot.enter
-        slot.pointee.state.store(0, ordering: .sequentiallyConsistent)
+        group.page.withdraw(known.local.index)
         for domain in 0..<group.domainCount {
             group.domains[domain].deregister(known.local, key: known.keys[domain])
         }
         let deadline = group.clock.nowNanoseconds &+ configuration.timeout.nanoseconds
-        while !slot.pointee.isQuiet {
+        while !group.page[region: known.local.index].isQuiet {
             guard group.clock.nowNanoseconds < deadline else {
                 throw TransferError(
                     .stalled,

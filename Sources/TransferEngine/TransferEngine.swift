@@ -32,7 +32,7 @@ public final class TransferEngine: @unchecked Sendable {
     /// Nanoseconds of `Configuration.timeout`.
     let defaultTimeout: UInt64
     let wakeFile: Int32
-    private let pageMapping: SharedMapping
+    let pageMapping: SharedMapping
     private let host: SharedMemoryHost?
     private let isStopping = Atomic<Bool>(false)
 
@@ -196,8 +196,8 @@ public final class TransferEngine: @unchecked Sendable {
     /// Sleeps until something is submitted, arrives or is due. Whoever brings something looks at `sleeping` after it has
     /// made its change visible; we look for changes after we have set `sleeping`. So one of the two sees the other.
     private func sleep() {
-        page.sleeping.pointee.store(1, ordering: .sequentiallyConsistent)
-        defer { page.sleeping.pointee.store(0, ordering: .sequentiallyConsistent) }
+        page.signals.sleeping.store(1, ordering: .sequentiallyConsistent)
+        defer { page.signals.sleeping.store(0, ordering: .sequentiallyConsistent) }
         guard !hasTasks.load(ordering: .sequentiallyConsistent),
             !isStopping.load(ordering: .sequentiallyConsistent),
             group.maySleep()
@@ -221,7 +221,7 @@ public final class TransferEngine: @unchecked Sendable {
 
     /// Wakes the worker if it sleeps. The caller has made its change visible with a sequentially consistent operation.
     func wakeIfSleeping() {
-        if page.sleeping.pointee.load(ordering: .sequentiallyConsistent) != 0 {
+        if page.signals.sleeping.load(ordering: .sequentiallyConsistent) != 0 {
             _ = te_event_signal(wakeFile)
         }
     }
