@@ -37,7 +37,7 @@ let package = Package(
         .target(name: "CPlatform"),
         .target(name: "CLibfabric"),
         .target(name: "TransferCore", swiftSettings: hot + safe),
-        .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot),
+        .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot + safe),
         .target(
             name: "SharedMemoryProvider", dependencies: ["TransferCore", "Platform", "CPlatform"],
             swiftSettings: hot),
