@@ -51,7 +51,7 @@ let package = Package(
                 "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
                 libfabric,
             ],
-            swiftSettings: hot),
+            swiftSettings: hot + safe),
         .executableTarget(
             name: "te",
             dependencies: [

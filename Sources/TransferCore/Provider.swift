@@ -190,6 +190,16 @@ public struct ImportedKey {
     }
 }
 
+extension WorkRequest {
+    /// A request for nothing, to fill tables with; it is not for posting.
+    public init() {
+        let nothing = unsafe UnsafePointer<ImportedKey>(bitPattern: MemoryLayout<ImportedKey>.stride)
+        unsafe self.init(
+            context: 0, source: UnsafeRawPointer(nothing.unsafelyUnwrapped), length: 0, localKey: 0,
+            target: nothing.unsafelyUnwrapped, targetOffset: 0, immediate: 0, eighths: 0)
+    }
+}
+
 /// How a work request ended.
 public enum WorkStatus: UInt8, Error, Sendable {
     case success

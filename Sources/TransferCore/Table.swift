@@ -13,8 +13,9 @@
 /// handed over (through an `IndexStack` or an `IndexQueue`, which order memory). What several threads look at together
 /// is an `Atomic`, in a table of its own.
 @safe public struct Table<Element: ~Copyable>: ~Copyable {
-    // `base` points to `count` initialised elements from `init` to `deinit`; it dangles, unused, when `count` is 0.
-    @usableFromInline let base: UnsafeMutablePointer<Element>
+    // `base` points to `count` initialised elements from `init` to `deinit`. An empty table allocates nothing: its `base`
+    // is nil and behind the bounds check.
+    @usableFromInline let base: UnsafeMutablePointer<Element>?
     /// How many elements there are.
     public let count: Int
 
@@ -22,14 +23,25 @@
     /// - Complexity: O(count), with one allocation.
     @inlinable public init(count: Int, _ element: (Int) -> Element) {
         precondition(count >= 0, "a table of negative size")
-        unsafe base = .allocate(capacity: count)
-        for index in 0..<count { unsafe (base + index).initialize(to: element(index)) }
         self.count = count
+        guard count > 0 else {
+            unsafe base = nil
+            return
+        }
+        let memory = UnsafeMutablePointer<Element>.allocate(capacity: count)
+        for index in 0..<count { unsafe (memory + index).initialize(to: element(index)) }
+        unsafe base = memory
+    }
+
+    /// Makes a table without elements, and without memory.
+    @inlinable public init() {
+        count = 0
+        unsafe base = nil
     }
 
     deinit {
-        unsafe base.deinitialize(count: count)
-        unsafe base.deallocate()
+        unsafe base?.deinitialize(count: count)
+        unsafe base?.deallocate()
     }
 
     /// Element `index`. Traps outside of `0..<count`.
@@ -50,13 +62,13 @@
     @inlinable @inline(__always) @unsafe
     public func address(of index: Int) -> UnsafeMutablePointer<Element> {
         precondition(UInt(bitPattern: index) < UInt(bitPattern: count), "an index outside of the table")
-        return unsafe base + index
+        return unsafe base.unsafelyUnwrapped + index
     }
 
     /// The elements, to read.
     @inlinable public var span: Span<Element> {
         @_lifetime(borrow self) get {
-            unsafe _overrideLifetime(Span(_unsafeStart: base, count: count), borrowing: self)
+            unsafe _overrideLifetime(memory.span, borrowing: self)
         }
     }
 
