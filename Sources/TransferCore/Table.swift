@@ -39,7 +39,7 @@
         unsafe base = nil
     }
 
-    deinit {
+    @inlinable deinit {
         unsafe base?.deinitialize(count: count)
         unsafe base?.deallocate()
     }
@@ -103,7 +103,7 @@ extension Table {
         unsafe address.initialize(to: value)
     }
 
-    deinit {
+    @inlinable deinit {
         unsafe address.deinitialize(count: 1)
         unsafe address.deallocate()
     }

@@ -78,7 +78,7 @@ extension DomainGroup {
     /// Publishes the result, gives the slot back, then calls back.
     func settle(_ slot: inout TransferSlot, _ index: UInt32) {
         let failed = slot.failure != .success
-        let result: Result<Void, TransferError> = failed ? .failure(error(of: slot)) : .success(())
+        let result: Result<Void, TransferError> = failed ? .failure(error(of: &slot)) : .success(())
         conclude(&slot, index, result)
         recycle(&slot, index)
     }
@@ -139,7 +139,7 @@ extension DomainGroup {
         }
         hot.value.ready.remove(index)
         if hot.value.finished.contains(index) { return }
-        let report = stallReport(slot)
+        let report = stallReport(&slot)
         slot.isPosting = false
         slot.isSilentStage = false
         conclude(&slot, index, .failure(report))
@@ -148,7 +148,7 @@ extension DomainGroup {
 
     // MARK: Messages for people
 
-    private func error(of slot: borrowing TransferSlot) -> TransferError {
+    private func error(of slot: inout TransferSlot) -> TransferError {
         let domain = domainNames[Int(slot.failureDomain)]
         let operation = "\(slot.kind) by \(engineName) over \(domain)"
         switch slot.failure {
@@ -169,7 +169,7 @@ extension DomainGroup {
     }
 
     /// Contract, promise 6: what, who, how far, since when, and why probably.
-    private func stallReport(_ slot: borrowing TransferSlot) -> TransferError {
+    private func stallReport(_ slot: inout TransferSlot) -> TransferError {
         let now = hot.value.now
         let milliseconds = { (since: UInt64) in (now - min(now, since)) / 1_000_000 }
         let age = milliseconds(slot.submitted)

@@ -19,7 +19,7 @@ extension DomainGroup {
             slot.isPosting = true
             hot.value.sequence &+= 1
             slot.sequence = hot.value.sequence
-            slot.isSilentStage = slot.eighths > 0 && needsSilentStage(slot)
+            slot.isSilentStage = slot.eighths > 0 && needsSilentStage(&slot)
             rewind(&slot, attachments[slot.attachment])
             pump(&slot, index)
         }
@@ -88,19 +88,19 @@ extension DomainGroup {
         slot.chunkCursor = 0
         guard slot.kind == .paged else { return }
         for rail in 0..<attachment.rails.count {
-            slot.railCursors[rail] = firstPage(ofRail: rail, slot, attachment)
+            slot.railCursors[rail] = firstPage(ofRail: rail, &slot, attachment)
         }
     }
 
     private func firstPage(
-        ofRail rail: Int, _ slot: borrowing TransferSlot, _ attachment: borrowing Attachment
+        ofRail rail: Int, _ slot: inout TransferSlot, _ attachment: borrowing Attachment
     ) -> Int {
         StripePlanner.start(
             ofRail: rail, units: slot.pages.count, rails: attachment.rails.span, sequence: slot.sequence)
     }
 
     /// Whether a part of the data must be there before the counted requests are posted.
-    private func needsSilentStage(_ slot: borrowing TransferSlot) -> Bool {
+    private func needsSilentStage(_ slot: inout TransferSlot) -> Bool {
         if slot.kind != .scatter, slot.kind != .barrier {
             return isLong(slot.length, slot.attachment)
                 || slot.kind == .write && isWide(slot.length, slot.attachment)
@@ -154,7 +154,7 @@ extension DomainGroup {
             chunk: slot.chunkCursor)
         var flow = Flow.posted
         repeat {
-            let (count, domain) = fill(slot, index, &cursor)
+            let (count, domain) = fill(&slot, index, &cursor)
             if count == 0 { break }
             var accepted = 0
             flow = post(&slot, domain, count, accepted: &accepted)
@@ -166,7 +166,7 @@ extension DomainGroup {
         return flow
     }
 
-    private func target(_ slot: borrowing TransferSlot, _ number: Int) -> ScatterTarget {
+    private func target(_ slot: inout TransferSlot, _ number: Int) -> ScatterTarget {
         if slot.kind != .write { return slot.targets[number] }
         return ScatterTarget(
             attachment: slot.attachment, sourceOffset: slot.sourceOffset, length: slot.length,
@@ -175,13 +175,13 @@ extension DomainGroup {
 
     /// Fills the batch with the next requests that go to one domain.
     private func fill(
-        _ slot: borrowing TransferSlot, _ index: UInt32, _ cursor: inout Cursor
+        _ slot: inout TransferSlot, _ index: UInt32, _ cursor: inout Cursor
     ) -> (count: Int, domain: Int) {
         var count = 0
         var domain = -1
         while cursor.target < slot.targetCount, count < Limits.requestsPerPost {
-            let target = target(slot, cursor.target)
-            let isWhole = fill(slot, index, target, attachments[target.attachment], &cursor, &count, &domain)
+            let target = target(&slot, cursor.target)
+            let isWhole = fill(&slot, index, target, attachments[target.attachment], &cursor, &count, &domain)
             guard isWhole else { break }
             cursor = Cursor(target: cursor.target + 1)
         }
@@ -190,7 +190,7 @@ extension DomainGroup {
 
     /// Goes on with the requests to one target. Returns whether those were all.
     private func fill(
-        _ slot: borrowing TransferSlot, _ index: UInt32, _ target: ScatterTarget,
+        _ slot: inout TransferSlot, _ index: UInt32, _ target: ScatterTarget,
         _ attachment: borrowing Attachment, _ cursor: inout Cursor, _ count: inout Int, _ domain: inout Int
     ) -> Bool {
         let pieceCount = planner.cut(
@@ -200,7 +200,9 @@ extension DomainGroup {
             let piece = pieces[cursor.piece]
             let local = attachment.rails[piece.rail].local
             let limit = attachment.keys[piece.rail].maximumWriteBytes
-            guard let chunk = nextChunk(slot, piece, limit, cursor.chunk) else {
+            let next = nextChunk(
+                piece, limit, cursor.chunk, counts: slot.eighths > 0, isSilent: slot.isSilentStage)
+            guard let chunk = next else {
                 cursor.piece += 1
                 cursor.chunk = 0
                 continue
@@ -209,48 +211,42 @@ extension DomainGroup {
             domain = local
             let offset = piece.offset + chunk.offset
             marks[count] = cursor
-            batch[count] = request(
-                slot, index, to: attachment, rail: piece.rail, from: target.sourceOffset + offset,
-                chunk.length, at: target.targetOffset + offset, eighths: chunk.eighths)
+            batch[count] = way(&slot, index, to: attachment, rail: piece.rail).request(
+                from: target.sourceOffset + offset, chunk.length, at: target.targetOffset + offset,
+                eighths: chunk.eighths)
             count += 1
             cursor.chunk = chunk.offset + max(1, chunk.length)
         }
         return cursor.piece == pieceCount
     }
 
-    /// One request: the only place where offsets become addresses.
+    /// What the requests of a slot over one rail have in common.
     @inline(__always)
-    private func request(
-        _ slot: borrowing TransferSlot, _ index: UInt32, to attachment: borrowing Attachment, rail: Int,
-        from sourceOffset: Int, _ length: Int, at targetOffset: Int, eighths: UInt32
-    ) -> WorkRequest {
-        let region = regions[slot.localIndex]
-        assert(sourceOffset >= 0 && length >= 0 && sourceOffset + length <= region.length)
-        // `submit` has checked offset and length against the region, whose base is not 0; attached keys do not move.
-        return unsafe WorkRequest(
-            context: context(index),
-            source: UnsafeRawPointer(bitPattern: region.base + UInt(sourceOffset)).unsafelyUnwrapped,
-            length: length, localKey: region.localKeys[attachment.rails[rail].local],
-            target: UnsafePointer(attachment.keys.address(of: rail)), targetOffset: UInt64(targetOffset),
-            immediate: slot.immediate, eighths: eighths)
+    private func way(
+        _ slot: inout TransferSlot, _ index: UInt32, to attachment: borrowing Attachment, rail: Int
+    ) -> Way {
+        let domain = attachment.rails[rail].local
+        // Attached keys do not move.
+        return unsafe Way(
+            base: regions[slot.localIndex].base, context: context(index),
+            localKey: regions[slot.localIndex].localKeys[domain],
+            target: UnsafePointer(attachment.keys.address(of: rail)), immediate: slot.immediate)
     }
 
-    /// The next request of a piece in the slot's stage, beginning at `offset` or later; nil when there is none.
+    /// The next request of a piece in a stage, beginning at `offset` or later; nil when there is none.
     private func nextChunk(
-        _ slot: borrowing TransferSlot, _ piece: Piece, _ limit: UInt64, _ offset: Int
+        _ piece: Piece, _ limit: UInt64, _ offset: Int, counts: Bool, isSilent: Bool
     ) -> (offset: Int, length: Int, eighths: UInt32)? {
         let limit = Int(limit)
-        guard slot.eighths > 0 else {
+        guard counts else {
             return offset < piece.length ? (offset, min(limit, piece.length - offset), 0) : nil
         }
         if piece.length <= limit, piece.eighths > 0 {
-            if slot.isSilentStage { return nil }
+            if isSilent { return nil }
             return offset == 0 ? (0, piece.length, piece.eighths) : nil
         }
         let last = piece.eighths > 0 ? (piece.length - 1) / limit * limit : piece.length
-        if slot.isSilentStage {
-            return offset < last ? (offset, min(limit, last - offset), 0) : nil
-        }
+        if isSilent { return offset < last ? (offset, min(limit, last - offset), 0) : nil }
         return piece.eighths > 0 && offset <= last ? (last, piece.length - last, piece.eighths) : nil
     }
 
@@ -260,7 +256,7 @@ extension DomainGroup {
         var result = Flow.posted
         for rail in 0..<attachments[slot.attachment].rails.count {
             let domain = attachments[slot.attachment].rails[rail].local
-            let end = firstPage(ofRail: rail + 1, slot, attachments[slot.attachment])
+            let end = firstPage(ofRail: rail + 1, &slot, attachments[slot.attachment])
             while slot.railCursors[rail] < end {
                 let count = fillPages(&slot, index, rail, end)
                 if count == 0 { break }
@@ -288,7 +284,7 @@ extension DomainGroup {
         let limit = attachments[slot.attachment].keys[rail].maximumWriteBytes
         if UInt64(slot.length) > limit {
             let (count, cursor) = longPages(
-                slot, index, to: attachments[slot.attachment], rail, page..<end)
+                &slot, index, to: attachments[slot.attachment], rail, page..<end)
             slot.railCursors[rail] = cursor.target
             slot.chunkCursor = cursor.chunk
             return count
@@ -297,21 +293,24 @@ extension DomainGroup {
             slot.railCursors[rail] = end
             return 0
         }
-        let (count, next) = wholePages(slot, index, to: attachments[slot.attachment], rail, page..<end)
+        let (count, next) = wholePages(&slot, index, to: attachments[slot.attachment], rail, page..<end)
         slot.railCursors[rail] = next
         return count
     }
 
     /// Pages that fit into one request, or several neighbours in one. Returns how many requests, and the next page.
     private func wholePages(
-        _ slot: borrowing TransferSlot, _ index: UInt32, to attachment: borrowing Attachment, _ rail: Int,
+        _ slot: inout TransferSlot, _ index: UInt32, to attachment: borrowing Attachment, _ rail: Int,
         _ range: Range<Int>
     ) -> (count: Int, next: Int) {
+        let way = way(&slot, index, to: attachment, rail: rail)
+        let mergeLimit = mergeLimit(&slot, attachment, rail)
+        let (length, eighths) = (slot.length, slot.eighths)
+        let (sourceOffset, sourceStride) = (slot.sourceOffset, slot.sourceStride)
+        let (targetOffset, targetStride) = (slot.targetOffset, slot.targetStride)
         let sources = slot.pages.sources
         let targets = slot.pages.targets
         let end = min(range.upperBound, sources.count)
-        let length = slot.length
-        let mergeLimit = mergeLimit(slot, attachment, rail)
         var page = range.lowerBound
         var count = 0
         while page < end, count < Limits.requestsPerPost {
@@ -324,11 +323,10 @@ extension DomainGroup {
                 { page += 1 }
             }
             marks[count] = Cursor(target: first)
-            batch[count] = request(
-                slot, index, to: attachment, rail: rail,
-                from: slot.sourceOffset + Int(sources[first]) * slot.sourceStride, (page - first) * length,
-                at: slot.targetOffset + Int(targets[first]) * slot.targetStride,
-                eighths: UInt32(page - first) * slot.eighths)
+            batch[count] = way.request(
+                from: sourceOffset + Int(sources[first]) * sourceStride, (page - first) * length,
+                at: targetOffset + Int(targets[first]) * targetStride,
+                eighths: UInt32(page - first) * eighths)
             count += 1
         }
         return (count, page)
@@ -336,7 +334,7 @@ extension DomainGroup {
 
     /// Bytes up to which pages that are neighbours on both sides travel as one request; 0 is never.
     private func mergeLimit(
-        _ slot: borrowing TransferSlot, _ attachment: borrowing Attachment, _ rail: Int
+        _ slot: inout TransferSlot, _ attachment: borrowing Attachment, _ rail: Int
     ) -> Int {
         let length = slot.length
         guard length > 0, slot.sourceStride == length, slot.targetStride == length else { return 0 }
@@ -346,23 +344,24 @@ extension DomainGroup {
 
     /// Pages longer than the longest write: cut, the counted chunk of each last.
     private func longPages(
-        _ slot: borrowing TransferSlot, _ index: UInt32, to attachment: borrowing Attachment, _ rail: Int,
+        _ slot: inout TransferSlot, _ index: UInt32, to attachment: borrowing Attachment, _ rail: Int,
         _ range: Range<Int>
     ) -> (count: Int, next: Cursor) {
-        let sources = slot.pages.sources
-        let targets = slot.pages.targets
+        let way = way(&slot, index, to: attachment, rail: rail)
         let limit = attachment.keys[rail].maximumWriteBytes
         let piece = Piece(rail: rail, offset: 0, length: slot.length, eighths: slot.eighths)
         var cursor = Cursor(target: range.lowerBound, chunk: slot.chunkCursor)
+        let (counts, isSilent) = (slot.eighths > 0, slot.isSilentStage)
+        let sources = slot.pages.sources
+        let targets = slot.pages.targets
         var count = 0
         while cursor.target < range.upperBound, count < Limits.requestsPerPost {
-            guard let chunk = nextChunk(slot, piece, limit, cursor.chunk) else {
+            guard let chunk = nextChunk(piece, limit, cursor.chunk, counts: counts, isSilent: isSilent) else {
                 cursor = Cursor(target: cursor.target + 1)
                 continue
             }
             marks[count] = cursor
-            batch[count] = request(
-                slot, index, to: attachment, rail: rail,
+            batch[count] = way.request(
                 from: slot.sourceOffset + Int(sources[cursor.target]) * slot.sourceStride + chunk.offset,
                 chunk.length,
                 at: slot.targetOffset + Int(targets[cursor.target]) * slot.targetStride + chunk.offset,

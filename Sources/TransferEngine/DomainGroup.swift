@@ -41,7 +41,6 @@ final class DomainGroup {
     let completions = Table(
         repeating: Completion(context: 0, count: 1), count: Limits.completionsPerPoll)
 
-    var watchers: [WatcherEntry] = []
     let messages = MessageInbox()
 
     /// What changes all the time.
@@ -50,6 +49,7 @@ final class DomainGroup {
         var ready = SlotRing(capacity: Limits.transfers)
         /// Slots that ended and whose callbacks are due.
         var finished = SlotRing(capacity: Limits.transfers)
+        var watchers: [WatcherEntry] = []
         var waitCount = 0
         var sequence: UInt32 = 0
         var rounds: UInt64 = 0
@@ -98,7 +98,7 @@ final class DomainGroup {
         if !hot.value.ready.isEmpty, pumpReady() { isBusy = true }
         for domain in 0..<domains.count where poll(domain) { isBusy = true }
         if hot.value.waitCount > 0, checkCounters() { isBusy = true }
-        if !watchers.isEmpty, checkWatchers() { isBusy = true }
+        if !hot.value.watchers.isEmpty, checkWatchers() { isBusy = true }
         if !hot.value.finished.isEmpty {
             runCallbacks()
             isBusy = true

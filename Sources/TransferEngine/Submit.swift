@@ -102,8 +102,9 @@ extension TransferEngine {
         group.batch[0] = unsafe WorkRequest(
             context: 0, source: UnsafeRawPointer(source.baseAddress + sourceOffset), length: byteCount,
             localKey: group.regions[source.index].localKeys[domain],
-            target: UnsafePointer(attachment.keys.address(of: rail)), targetOffset: UInt64(targetOffset),
-            immediate: immediate?.value ?? 0, eighths: immediate == nil ? 0 : Eighths.whole)
+            target: UnsafePointer(attachment.keys.address(of: rail)),
+            targetOffset: UInt64(truncatingIfNeeded: targetOffset), immediate: immediate?.value ?? 0,
+            eighths: immediate == nil ? 0 : Eighths.whole)
         let request = unsafe UnsafeBufferPointer(start: group.batch.address(of: 0), count: 1)
         return unsafe group.domains[domain].post(request).accepted == 1
     }

@@ -27,6 +27,26 @@ struct Attachment: ~Copyable {
     var completesAtOnce = false
 }
 
+/// What requests from one region over one rail have in common, and the only place where offsets become addresses.
+@safe struct Way {
+    // SAFETY: `base` is the address of a registered region, not 0, and `submit` has checked offsets and lengths against
+    // the region; `target` points to a key of an attachment, which does not move.
+    let base: UInt
+    let context: UInt64
+    let localKey: UInt64
+    let target: UnsafePointer<ImportedKey>
+    let immediate: UInt32
+
+    @inline(__always)
+    func request(from sourceOffset: Int, _ length: Int, at targetOffset: Int, eighths: UInt32) -> WorkRequest {
+        unsafe WorkRequest(
+            context: context,
+            source: UnsafeRawPointer(bitPattern: base &+ UInt(bitPattern: sourceOffset)).unsafelyUnwrapped,
+            length: length, localKey: localKey, target: target,
+            targetOffset: UInt64(bitPattern: Int64(targetOffset)), immediate: immediate, eighths: eighths)
+    }
+}
+
 /// The pages of one paged write: page `sources[i]` goes to page `targets[i]`.
 ///
 /// Submitting a write that is posted at once must not copy its lists, so they are the caller's memory first and a copy

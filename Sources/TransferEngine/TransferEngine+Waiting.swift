@@ -131,10 +131,10 @@ extension TransferEngine {
             return control.nextWatcher
         }
         return try perform { group throws(TransferError) in
-            guard group.watchers.count < Limits.watchers else {
+            guard group.hot.value.watchers.count < Limits.watchers else {
                 throw TransferError(.limitReached, "\(Limits.watchers) words are watched; unwatch some")
             }
-            group.watchers.append(
+            group.hot.value.watchers.append(
                 unsafe WatcherEntry(number: number, word: region.baseAddress + offset, callback: callback))
             return Watcher(number: number)
         }
@@ -142,7 +142,7 @@ extension TransferEngine {
 
     /// Ends a watcher; its callback is not called any more when this returns. Unknown watchers are ignored.
     public func unwatch(_ watcher: Watcher) throws(TransferError) {
-        try perform { group throws(TransferError) in group.watchers.removeAll { $0.number == watcher.number }
+        try perform { group throws(TransferError) in group.hot.value.watchers.removeAll { $0.number == watcher.number }
         }
     }
 }

@@ -206,7 +206,7 @@ public final class TransferEngine: @unchecked Sendable {
         else { return }
         group.checkDeadlines()
         var milliseconds: Int32 = 1000
-        if !group.watchers.isEmpty { milliseconds = 1 }
+        if !group.hot.value.watchers.isEmpty { milliseconds = 1 }
         let next = group.nextDeadline
         if next != .max {
             let left = (next - min(next, group.hot.value.now)) / 1_000_000 + 1

@@ -35,13 +35,13 @@ extension DomainGroup {
     func checkWatchers() -> Bool {
         var hasChanged = false
         var index = 0
-        while index < watchers.count {
-            let new = watchers[index].value
-            let old = watchers[index].last
+        while index < hot.value.watchers.count {
+            let new = hot.value.watchers[index].value
+            let old = hot.value.watchers[index].last
             if new != old {
-                watchers[index].last = new
+                hot.value.watchers[index].last = new
                 hasChanged = true
-                watchers[index].callback(old, new)
+                hot.value.watchers[index].callback(old, new)
             }
             index += 1
         }
