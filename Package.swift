@@ -15,6 +15,9 @@ let strict: [SwiftSetting] = [
 let hot: [SwiftSetting] =
     strict + [.unsafeFlags(["-cross-module-optimization"], .when(configuration: .release))]
 
+/// Code that is not checked for memory safety says `unsafe`, and beside it why it is not wrong.
+let safe: [SwiftSetting] = [.strictMemorySafety()]
+
 let libfabric = Target.Dependency.target(name: "LibfabricProvider", condition: .when(traits: ["Libfabric"]))
 
 let package = Package(
@@ -33,8 +36,8 @@ let package = Package(
     targets: [
         .target(name: "CPlatform"),
         .target(name: "CLibfabric"),
-        .target(name: "TransferCore", swiftSettings: hot),
-        .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot),
+        .target(name: "TransferCore", swiftSettings: hot + safe),
+        .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot + safe),
         .target(
             name: "SharedMemoryProvider", dependencies: ["TransferCore", "Platform", "CPlatform"],
             swiftSettings: hot),
@@ -48,7 +51,7 @@ let package = Package(
                 "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
                 libfabric,
             ],
-            swiftSettings: hot),
+            swiftSettings: hot + safe),
         .executableTarget(
             name: "te",
             dependencies: [

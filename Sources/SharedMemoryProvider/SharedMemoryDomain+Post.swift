@@ -31,20 +31,21 @@ extension SharedMemoryDomain {
             var end = index + 1
             while end < requests.count, first[end].target == target { end += 1 }
             let run = UnsafeBufferPointer(start: first + index, count: end - index)
-            let slot = peers[target.pointee.peer].page.region(target.pointee.index)
-            guard slot.pointee.enter(expecting: target.pointee.key) else {
+            let page = peers[target.pointee.peer].page
+            let region = target.pointee.index
+            guard page[region: region].enter(expecting: target.pointee.key) else {
                 status = .staleRegion
                 break
             }
             if target.pointee.mapping != 0 {
                 copy(run, &due)
             } else if isBounced(target) {
-                slot.pointee.leave()
+                page[region: region].leave()
                 break
             } else {
                 (status, detail) = writeProcess(run, &due)
             }
-            slot.pointee.leave()
+            page[region: region].leave()
             if status != .success { break }
             index = end
         }

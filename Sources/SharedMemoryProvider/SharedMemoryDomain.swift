@@ -160,14 +160,14 @@ public final class SharedMemoryDomain: FabricDomain {
 
     /// Tells a peer that its rings hold something new.
     func ring(_ peer: Int) {
-        peers[peer].page.doorbell.pointee.wrappingAdd(1, ordering: .sequentiallyConsistent)
+        peers[peer].page.signals.doorbell.wrappingAdd(1, ordering: .sequentiallyConsistent)
         wake(peer)
     }
 
     /// Wakes a peer that sleeps. Whoever calls has changed a counter or the doorbell with a sequentially consistent
     /// operation before; the sleeper announces itself before it looks at them for the last time.
     @inline(__always) func wake(_ peer: Int) {
-        if peers[peer].page.sleeping.pointee.load(ordering: .sequentiallyConsistent) != 0 {
+        if peers[peer].page.signals.sleeping.load(ordering: .sequentiallyConsistent) != 0 {
             _ = te_event_signal(peers[peer].wakeFile)
         }
     }
@@ -184,7 +184,7 @@ public final class SharedMemoryDomain: FabricDomain {
 
     /// Empties the rings of peers: carries out writes, returns messages.
     private func drain(_ completions: UnsafeMutableBufferPointer<Completion>, _ count: inout Int) {
-        let doorbell = host.page.doorbell.pointee.load(ordering: .acquiring)  // pairs with ring(_:)
+        let doorbell = host.page.signals.doorbell.load(ordering: .acquiring)  // pairs with ring(_:)
         guard doorbell != seenDoorbell else { return }
         if host.ringCount.load(ordering: .acquiring) != knownRings {
             for mapping in host.takeNewRings() {
@@ -206,7 +206,7 @@ public final class SharedMemoryDomain: FabricDomain {
             if let outgoing = peers[peer].outgoing, !outgoing.pointee.isEmpty { return false }
         }
         return !isReceiver
-            || host.page.doorbell.pointee.load(ordering: .sequentiallyConsistent) == seenDoorbell
+            || host.page.signals.doorbell.load(ordering: .sequentiallyConsistent) == seenDoorbell
     }
 
     public var wakeDescriptor: Int32 { -1 }

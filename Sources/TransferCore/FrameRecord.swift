@@ -46,9 +46,9 @@ public struct FrameRecord: BitwiseCopyable {
     @inlinable public init(_ request: borrowing WorkRequest, from sender: UInt64) {
         kind = Kind.write
         length = UInt32(request.length)
-        index = request.target.pointee.index
-        generation = request.target.pointee.generation
-        secret = request.target.pointee.secret
+        unsafe index = request.target.pointee.index
+        unsafe generation = request.target.pointee.generation
+        unsafe secret = request.target.pointee.secret
         offset = request.targetOffset
         immediate = request.immediate
         eighths = request.eighths
@@ -62,13 +62,13 @@ public struct FrameRecord: BitwiseCopyable {
 
     /// Carries out a write on the receiving side: checks it against the page, copies, counts.
     public func apply(_ bytes: UnsafeRawBufferPointer, to page: TargetPage) -> WorkStatus {
-        switch page.admit(
+        switch unsafe page.admit(
             index: index, generation: generation, secret: secret, offset: offset, length: UInt64(length))
         {
         case .failure(let status): return status
         case .success(let target):
-            if let source = bytes.baseAddress, !bytes.isEmpty {
-                target.copyMemory(from: source, byteCount: bytes.count)
+            if let source = bytes.baseAddress, unsafe !bytes.isEmpty {
+                unsafe target.copyMemory(from: source, byteCount: bytes.count)
             }
             if eighths > 0 { page.add(eighths: eighths, to: immediate) }
             return .success
