@@ -74,10 +74,10 @@ def measured(rows):
 # MARK: The two sides of a comparison
 
 
-def run_ours(options, provider, tests):
+def run_ours(options, contest):
     """Our figures by test and size; ping-pong by progress mode."""
-    command = [options.te, "bench", "p2p", "--provider", provider, "--tests", tests, "--against", "none",
-               "--repeats", 1, "--seconds", options.seconds, "--json"]
+    command = [options.te, "bench", "p2p", "--provider", contest.provider, "--tests", contest.tests,
+               "--against", "none", "--repeats", 1, "--seconds", options.seconds, "--json", *contest.arguments]
     names = {"write": "write", "write-hot": "write-hot", "paged": "pages"}
     figures = {}
     for row in json_lines(output_of(command, 60 + 30 * options.seconds)):
@@ -166,6 +166,8 @@ class Contest:
     required: Callable[[str, int], Optional[float]]
     #: which of our ping-pong rows stands against the peer's
     progress: str = "busy"
+    #: more arguments of te bench p2p
+    arguments: tuple[str, ...] = ()
 
     def ours_for(self, test):
         return f"pingpong-{self.progress}" if test.startswith("pingpong") else test
@@ -196,6 +198,8 @@ CONTESTS = [
     Contest("libfabric", "tcp", "tcp", ALL, {"raw": run_libfabric}, required_of_libfabric, "manual"),
     Contest("nixl", "shm", "shm", ALL, {"default": nixl("default"), "errmode none": nixl("none")},
             required_of_nixl_shm),
+    Contest("nixl", "cma", "shm", "write,paged", {"default": nixl("default"), "errmode none": nixl("none")},
+            lambda test, size: None, arguments=("--caller-memory",)),
     Contest("nixl", "tcp", "tcp", ALL, {"UCX tcp": nixl("tcp")}, lambda test, size: 1.0),
     Contest("mooncake", "tcp", "tcp", ALL, {"default": mooncake("default"), "pool": mooncake("pool")},
             lambda test, size: 1.0),
@@ -216,7 +220,7 @@ def compare(contest, options):
     rounds, reasons = [], {}
     for number in range(options.rounds):
         say(f"{contest.peer} {contest.transport}: round {number + 1} of {options.rounds}")
-        ours = run_ours(options, contest.provider, contest.tests)
+        ours = run_ours(options, contest)
         theirs = {}
         for mode, run in contest.modes.items():
             if mode in reasons:
@@ -230,7 +234,9 @@ def compare(contest, options):
         rounds.append((ours, theirs))
     missing = [{"peer": contest.peer, "transport": contest.transport, "mode": mode, "not_measured": reason}
                for mode, reason in reasons.items()]
-    tests = dict.fromkeys(key for _, theirs in rounds for figures in theirs.values() for key in figures)
+    tests = dict.fromkeys(
+        key for _, theirs in rounds for figures in theirs.values() for key in figures
+        if not is_latency(key[0]) or "pingpong" in contest.tests)
     return [row(contest, key, rounds) for key in tests], missing
 
 
@@ -285,8 +291,11 @@ def print_table(rows):
 def set_up():
     """Makes a virtual environment with the Python peers."""
     print(f"installing {', '.join(PACKAGES)} into {VENV}", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "venv", VENV], check=True, timeout=120)
-    subprocess.run([VENV / "bin/python", "-m", "pip", "install", "--quiet", *PACKAGES], check=True, timeout=900)
+    try:
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True, timeout=120)
+        subprocess.run([VENV / "bin/python", "-m", "pip", "install", "--quiet", *PACKAGES], check=True, timeout=900)
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"note: {error}; what is missing will not be measured", file=sys.stderr)
 
 
 def parse_arguments():
