@@ -1,11 +1,11 @@
-# make demo | test | bench | format: each sets up what it needs, then does its job.
+# make demo | test | bench | bench-peers | bench-netns | format: each sets up what it needs, then does its job.
 SHELL := /bin/bash
 PACKAGES := libfabric-dev libfabric1 python3-pip coreutils
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODEL := .models/SmolLM2.gguf
 TE := .build/release/te
 
-.PHONY: setup model demo test test-rdma bench format lint clean
+.PHONY: setup model demo test test-rdma bench bench-peers bench-netns format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -47,6 +47,17 @@ bench: $(TE)
 	$(TE) bench p2p --provider shm --against limits
 	$(TE) bench p2p --provider shm --against limits --caller-memory --tests write,paged
 	$(TE) bench p2p --provider tcp --against limits
+	$(TE) bench idle
+
+# Beside raw libfabric, NIXL, Mooncake and UCX. ARGS="--check" fails when a row is below what docs/benchmarks.md requires.
+bench-peers: PACKAGES += gcc libc6-dev ucx-utils iproute2 python3-venv
+bench-peers: $(TE)
+	python3 Benchmarks/peers/compare.py --setup $(ARGS)
+
+# Several NICs of limited bandwidth, in network namespaces.
+bench-netns: PACKAGES += iproute2 python3
+bench-netns: $(TE)
+	$(SUDO) python3 Benchmarks/netns/limited.py $(ARGS)
 
 format:
 	swift format --in-place --recursive Package.swift Sources Tests examples/push/Package.swift examples/push/Sources

@@ -22,8 +22,10 @@ struct BenchTarget: ParsableCommand {
         _ = te_die_with_parent()
         _ = te_pin_self(Int32(processor))
         let side = try BenchSide(
-            name: "target", provider: provider, nicCount: nicCount, nics: nics, progress: progress,
-            processor: processor, regionBytes: regionBytes, callerMemory: callerMemory)
+            name: "target", board: BenchBoard(inherited: BenchBoard.inheritedFile), provider: provider,
+            nicCount: nicCount, nics: nics, progress: progress, processor: processor,
+            regionBytes: regionBytes,
+            callerMemory: callerMemory)
         _ = writeLine(side.introduction, to: 1)
         guard let greeting = readLine() else { return }
         try side.meet(greeting)
@@ -31,7 +33,10 @@ struct BenchTarget: ParsableCommand {
             switch command {
             case "count": side.countUntilStopped()
             case "pong": try side.answerUntilStopped()
-            case "sleep": break
+            case "watch": try side.watch()
+            case "idle":
+                _ = writeLine(String(side.idle(seconds: Double(readLine() ?? "") ?? 0)), to: 1)
+                continue
             default: return
             }
             _ = writeLine("done", to: 1)
@@ -40,30 +45,24 @@ struct BenchTarget: ParsableCommand {
     }
 }
 
-/// One process of a benchmark: an engine under test, and a shared-memory engine through which the two sides tell each
-/// other how far they are without disturbing what is measured.
+/// One process of a benchmark: an engine under test, and the board that it shares with the other side.
 final class BenchSide: @unchecked Sendable {
     // SAFETY: used by one thread, and in busy mode by the engine's callbacks while that thread only sleeps.
     static let dataImmediate: Immediate = 1
     static let pingImmediate: Immediate = 2
-    /// Words of the control region: a running count, and a request to stop.
-    static let countWord = 0
-    static let stopWord = 64
 
     let engine: TransferEngine
-    let control: TransferEngine
+    let board: BenchBoard
     let region: MemoryRegion
-    let words: MemoryRegion
     var remote: RemoteMemory?
     var remoteDescriptor: RemoteRegion?
-    var remoteWords: RemoteMemory?
-    private let scratch: MemoryRegion
     private var total: UInt64 = 0
 
     init(
-        name: String, provider: String, nicCount: Int, nics: String, progress: String, processor: Int,
-        regionBytes: Int, callerMemory: Bool
+        name: String, board: BenchBoard, provider: String, nicCount: Int, nics: String, progress: String,
+        processor: Int, regionBytes: Int, callerMemory: Bool
     ) throws {
+        self.board = board
         let mode: Configuration.Progress
         switch progress {
         case "busy": mode = .busy
@@ -77,7 +76,6 @@ final class BenchSide: @unchecked Sendable {
                     provider: provider, count: nicCount, nics: nics, callerMemory: .automatic),
                 progress: mode,
                 processor: processor))
-        control = try TransferEngine(Configuration(name: name + "-control", progress: .manual))
         if callerMemory {
             guard
                 let memory = mmap(
@@ -90,52 +88,35 @@ final class BenchSide: @unchecked Sendable {
             region = try engine.allocate(byteCount: regionBytes)
             memset(region.baseAddress, 1, regionBytes)
         }
-        words = try control.allocate(byteCount: 4096)
-        scratch = try control.allocate(byteCount: 4096)
     }
 
     /// What the other side needs to know.
     var introduction: String {
-        hexadecimal(engine.descriptor(of: region).encoded()) + " "
-            + hexadecimal(control.descriptor(of: words).encoded())
+        hexadecimal(engine.descriptor(of: region).encoded())
     }
 
     func meet(_ introduction: String) throws {
-        let parts = introduction.split(separator: " ").compactMap { bytes(hexadecimal: $0) }
-        guard parts.count == 2 else { throw TransferError(.malformedDescriptor, "not an introduction") }
-        remoteDescriptor = try RemoteRegion(decoding: parts[0])
-        remote = try engine.attach(decoding: parts[0])
-        remoteWords = try control.attach(decoding: parts[1])
+        guard let descriptor = bytes(hexadecimal: introduction) else {
+            throw TransferError(.malformedDescriptor, "not an introduction")
+        }
+        remoteDescriptor = try RemoteRegion(decoding: descriptor)
+        remote = try engine.attach(decoding: descriptor)
     }
 
     func close() {
         engine.close()
-        control.close()
-    }
-
-    private func word(_ offset: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
-        (words.baseAddress + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
-    }
-
-    /// What the other side has told.
-    func read(_ offset: Int) -> UInt64 { word(offset).pointee.load(ordering: .acquiring) }
-
-    /// Tells the other side.
-    func tell(_ offset: Int, _ value: UInt64) {
-        guard let remoteWords else { return }
-        scratch.baseAddress.storeBytes(of: value, as: UInt64.self)
-        _ = try? control.write(from: scratch, byteCount: 8, to: remoteWords, targetOffset: offset)
+        board.close()
     }
 
     /// Counts data immediates and tells the running count, until told to stop.
     func countUntilStopped() {
-        let stop = read(Self.stopWord)
-        while read(Self.stopWord) == stop {
+        let stop = board.read(.stop)
+        while board.read(.stop) == stop {
             engine.progress()
             let count = engine.count(of: Self.dataImmediate)
             if count > 0, engine.consume(Self.dataImmediate, count: count) {
                 total += UInt64(count)
-                tell(Self.countWord, total)
+                board.tell(.counted, total)
             }
             // The word that is polled moves to this core at every look; a pause leaves it to the writer for a while.
             for _ in 0..<16 { te_cpu_relax() }
@@ -144,15 +125,29 @@ final class BenchSide: @unchecked Sendable {
 
     /// Answers every ping with a ping.
     func answerUntilStopped() throws {
-        let stop = read(Self.stopWord)
+        let stop = board.read(.stop)
         if engine.isManualForBenchmark {
-            while read(Self.stopWord) == stop {
+            while board.read(.stop) == stop {
                 if engine.consume(Self.pingImmediate, count: 1) { try ping() } else { engine.progress() }
             }
         } else {
             answerFromCallbacks()
-            while read(Self.stopWord) == stop { usleep(1000) }
+            while board.read(.stop) == stop { usleep(1000) }
         }
+    }
+
+    /// Watches a word that nobody changes.
+    func watch() throws(TransferError) {
+        _ = try engine.watch(region, at: 0) { _, _ in }
+    }
+
+    /// Does nothing for `seconds`; returns the percentage of a core that this process, which is the engine and a
+    /// sleeping thread, used meanwhile.
+    func idle(seconds: Double) -> Double {
+        let start = (te_process_cpu_nanoseconds(), te_monotonic_nanoseconds())
+        usleep(UInt32(seconds * 1e6))
+        let used = te_process_cpu_nanoseconds() - start.0
+        return 100 * Double(used) / Double(te_monotonic_nanoseconds() - start.1)
     }
 
     /// Writes eight bytes with the ping immediate.

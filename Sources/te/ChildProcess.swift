@@ -11,7 +11,12 @@ final class ChildProcess {
     private var hasEnded = false
 
     /// Starts `te` with `arguments`. The child dies with this process.
-    init(_ arguments: [String]) throws(TransferError) {
+    ///
+    /// - Parameters:
+    ///   - prefix: a command that is to start the child, such as `ip netns exec NAME`. It has to become the child, as
+    ///     that one does, and not to have it as a child of its own.
+    ///   - file: becomes the child's file `BenchBoard.inheritedFile`.
+    init(_ arguments: [String], prefix: [String] = [], inheriting file: Int32? = nil) throws(TransferError) {
         var input: [Int32] = [-1, -1]
         var output: [Int32] = [-1, -1]
         guard pipe(&input) == 0, pipe(&output) == 0 else {
@@ -22,10 +27,13 @@ final class ChildProcess {
         posix_spawn_file_actions_init(&actions)
         posix_spawn_file_actions_adddup2(&actions, input[0], 0)
         posix_spawn_file_actions_adddup2(&actions, output[1], 1)
-        let words = ["te"] + arguments
+        if let file { posix_spawn_file_actions_adddup2(&actions, file, BenchBoard.inheritedFile) }
+        // With a prefix, /proc/self would be the prefix's.
+        let words = prefix.isEmpty ? ["te"] + arguments : prefix + [ownPath] + arguments
         var pointers = words.map { strdup($0) } + [nil]
         var process: pid_t = 0
-        let failed = posix_spawn(&process, "/proc/self/exe", &actions, nil, &pointers, environ)
+        let failed = posix_spawnp(
+            &process, prefix.first ?? "/proc/self/exe", &actions, nil, &pointers, environ)
         for pointer in pointers { free(pointer) }
         posix_spawn_file_actions_destroy(&actions)
         Glibc.close(input[0])
@@ -82,6 +90,13 @@ final class ChildProcess {
         kill(process, SIGKILL)
         waitpid(process, &status, 0)
     }
+}
+
+/// The path of this program.
+var ownPath: String {
+    guard let path = realpath("/proc/self/exe", nil) else { return "/proc/self/exe" }
+    defer { free(path) }
+    return String(cString: path)
 }
 
 /// Writes one line and a newline; false when nobody reads any more.

@@ -1,0 +1,29 @@
+internal import Platform
+internal import TransferEngine
+
+/// Starts the other side's process, makes this side, and attaches the two to each other.
+func startPair(
+    provider: String, nicCount: Int, nics: String, targetNICs: String = "", targetCommand: String = "",
+    progress: String, processors: [Int], regionBytes: Int, callerMemory: Bool
+) throws -> (ChildProcess, BenchSide) {
+    let board = try BenchBoard()
+    let child = try ChildProcess(
+        [
+            "bench-target", "--provider", provider, "--nic-count", String(nicCount),
+            "--nics", targetNICs.isEmpty ? nics : targetNICs, "--progress", progress,
+            "--processor", String(processors[1]), "--region-bytes", String(regionBytes),
+        ] + (callerMemory ? ["--caller-memory"] : []),
+        prefix: targetCommand.split(separator: " ").map(String.init), inheriting: board.file)
+    let side = try BenchSide(
+        name: "initiator", board: board, provider: provider, nicCount: nicCount, nics: nics,
+        progress: progress, processor: processors[0], regionBytes: regionBytes, callerMemory: callerMemory)
+    try side.meet(try child.receive())
+    try child.send(side.introduction)
+    return (child, side)
+}
+
+/// The two processors that the two sides of a benchmark are pinned to: the first two that this process may use.
+func pairOfProcessors() -> [Int] {
+    let allowed = allowedProcessors()
+    return [allowed.first ?? 0, allowed.dropFirst().first ?? allowed.first ?? 0]
+}
