@@ -72,6 +72,7 @@ let package = Package(
         .testTarget(
             name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider"],
             swiftSettings: strict),
+        .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(
             name: "AllocationTests",

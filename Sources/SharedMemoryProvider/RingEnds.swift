@@ -33,7 +33,8 @@ struct OutgoingRing: ~Copyable {
     mutating func append(_ record: FrameRecord, _ bytes: UnsafeRawBufferPointer, context: UInt64) -> Bool {
         guard pendingEnd - pendingFirst < Self.pendingCapacity else { return false }
         // Only what has been collected may be overwritten: verdicts lie in the records.
-        guard let (position, end) = unsafe ring.append(record, bytes, at: tail, limit: head + ByteRing.capacity)
+        guard
+            let (position, end) = unsafe ring.append(record, bytes, at: tail, limit: head + ByteRing.capacity)
         else { return false }
         pending[pendingEnd & (Self.pendingCapacity - 1)] = Pending(
             record: position, end: end, context: context, isMessage: record.kind == FrameRecord.Kind.message)
@@ -74,6 +75,7 @@ struct IncomingRing {
     }
 
     var isEmpty: Bool {
+        // pairs with the store in append
         !isSound || ring.ends.tail.load(ordering: .acquiring) == head && published == head
     }
     private var published: UInt64 { ring.ends.head.load(ordering: .relaxed) }

@@ -40,12 +40,15 @@ extension SharedMemoryDomain {
 
     /// Carries out a run of requests to one target, inside its region.
     private func write(
-        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>, to target: UnsafePointer<ImportedKey>,
+        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>,
+        to target: UnsafePointer<ImportedKey>,
         _ due: inout Due
     ) -> (WorkStatus, Int32) {
         let page = unsafe peers[target.pointee.peer].page
         let region = unsafe target.pointee.index
-        guard unsafe page[region: region].enter(expecting: target.pointee.key) else { return (.staleRegion, 0) }
+        guard unsafe page[region: region].enter(expecting: target.pointee.key) else {
+            return (.staleRegion, 0)
+        }
         defer { page[region: region].leave() }
         guard let base = unsafe UnsafeMutableRawPointer(bitPattern: target.pointee.mapping) else {
             return unsafe writeProcess(requests, run, to: target, &due)
@@ -81,7 +84,8 @@ extension SharedMemoryDomain {
 
     /// One system call for the whole run; the kernel checks the addresses.
     private func writeProcess(
-        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>, to target: UnsafePointer<ImportedKey>,
+        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>,
+        to target: UnsafePointer<ImportedKey>,
         _ due: inout Due
     ) -> (WorkStatus, Int32) {
         let peer = unsafe target.pointee.peer

@@ -118,6 +118,7 @@ final class BenchSide: @unchecked Sendable {
     }
 
     /// What the other side has told.
+    /// Pairs with the other side's increments.
     func read(_ offset: Int) -> UInt64 { word(offset).pointee.load(ordering: .acquiring) }
 
     /// Tells the other side.
