@@ -40,8 +40,8 @@ let package = Package(
         .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot + safe),
         .target(
             name: "SharedMemoryProvider", dependencies: ["TransferCore", "Platform", "CPlatform"],
-            swiftSettings: hot),
-        .target(name: "SimulatedProvider", dependencies: ["TransferCore"], swiftSettings: hot),
+            swiftSettings: hot + safe),
+        .target(name: "SimulatedProvider", dependencies: ["TransferCore"], swiftSettings: hot + safe),
         .target(
             name: "LibfabricProvider", dependencies: ["TransferCore", "CPlatform", "CLibfabric"],
             swiftSettings: hot),
@@ -73,6 +73,7 @@ let package = Package(
         .testTarget(
             name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider"],
             swiftSettings: strict),
+        .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(
             name: "AllocationTests",

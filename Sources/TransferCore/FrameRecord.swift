@@ -5,8 +5,11 @@
 public struct FrameRecord: BitwiseCopyable {
     /// What the bytes are.
     public enum Kind {
+        /// Fills the end of a queue.
         public static let padding: UInt32 = 0
+        /// A two-sided message.
         public static let message: UInt32 = 1
+        /// A write that the receiving engine carries out.
         public static let write: UInt32 = 2
     }
 
@@ -14,13 +17,17 @@ public struct FrameRecord: BitwiseCopyable {
     public var kind: UInt32
     /// Bytes that follow.
     public var length: UInt32
-    /// Target of a write.
+    /// The region that is written into.
     public var index: UInt32
+    /// Its generation.
     public var generation: UInt32
+    /// The number that only holders of its descriptor know.
     public var secret: UInt64
+    /// First byte within the region.
     public var offset: UInt64
-    /// The immediate of a write, and how much to count.
+    /// The immediate of a write.
     public var immediate: UInt32
+    /// How much to count, in eighths.
     public var eighths: UInt32
     /// The engine that sends.
     public var sender: UInt64

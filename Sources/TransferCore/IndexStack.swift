@@ -24,6 +24,7 @@ public struct IndexStack: ~Copyable, @unchecked Sendable {
             let next = links[index].load(ordering: .relaxed)
             let (won, now) = head.weakCompareExchange(
                 expected: old, desired: (old >> 32 &+ 1) << 32 | UInt64(next),
+                // pairs with the exchange in push
                 successOrdering: .acquiring, failureOrdering: .acquiring)
             if won { return index }
             old = now

@@ -80,11 +80,17 @@ public struct DomainAttributes: Hashable, Sendable {
 /// Local memory, as providers see it.
 @safe public struct LocalRegion: @unchecked Sendable {
     // SAFETY: plain numbers; the caller of `register` promises that the memory stays until `deregister`.
+    /// Place in the engine's region table.
     public var index: UInt32
+    /// New with every registration.
     public var generation: UInt32
+    /// What peers may do.
     public var access: Access
+    /// Known to holders of the descriptor only.
     public var secret: UInt64
+    /// First byte.
     public var base: UnsafeMutableRawPointer
+    /// Bytes.
     public var length: Int
     /// The memory file behind engine-allocated memory, or -1; byte 0 of the file is `base`.
     public var memoryFile: Int32
@@ -134,9 +140,11 @@ public struct ImportedKey {
     public var mapping: UInt
     /// Bytes of the mapping.
     public var mappedBytes: Int
-    /// The region's place and generation, for software transports.
+    /// The region's place in its engine's table, for software transports.
     public var index: UInt32
+    /// The region's generation.
     public var generation: UInt32
+    /// The random number of the descriptor.
     public var secret: UInt64
     /// Largest write that this pair takes; the engine cuts longer ones.
     public var maximumWriteBytes: UInt64
@@ -240,7 +248,9 @@ public struct PostResult {
     public var context: UInt64
     /// How many requests of this context ended; 0 marks a message.
     public var count: UInt32
+    /// How they ended.
     public var status: WorkStatus
+    /// The provider's error number.
     public var detail: Int32
     /// A message's bytes, valid until the next poll.
     public var message: UnsafeRawBufferPointer

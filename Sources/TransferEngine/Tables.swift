@@ -38,7 +38,8 @@ struct Attachment: ~Copyable {
     let immediate: UInt32
 
     @inline(__always)
-    func request(from sourceOffset: Int, _ length: Int, at targetOffset: Int, eighths: UInt32) -> WorkRequest {
+    func request(from sourceOffset: Int, _ length: Int, at targetOffset: Int, eighths: UInt32) -> WorkRequest
+    {
         unsafe WorkRequest(
             context: context,
             source: UnsafeRawPointer(bitPattern: base &+ UInt(bitPattern: sourceOffset)).unsafelyUnwrapped,

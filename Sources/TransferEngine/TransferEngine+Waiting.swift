@@ -71,6 +71,7 @@ extension TransferEngine {
             guard isPending(transfer) else { return false }
             // The mark and the waiter appear together for whoever ends the transfer: it takes this lock if it sees the mark.
             let old = UInt64(transfer.generation) << 32 | SlotStatus.pending
+            // pairs with the exchange in conclude
             let (marked, now) = group.statuses[transfer.index].compareExchange(
                 expected: old, desired: old | SlotStatus.waited, ordering: .acquiringAndReleasing)
             guard marked || now == old | SlotStatus.waited else { return false }
@@ -142,7 +143,8 @@ extension TransferEngine {
 
     /// Ends a watcher; its callback is not called any more when this returns. Unknown watchers are ignored.
     public func unwatch(_ watcher: Watcher) throws(TransferError) {
-        try perform { group throws(TransferError) in group.hot.value.watchers.removeAll { $0.number == watcher.number }
+        try perform { group throws(TransferError) in
+            group.hot.value.watchers.removeAll { $0.number == watcher.number }
         }
     }
 }

@@ -171,10 +171,12 @@ public final class TransferEngine: @unchecked Sendable {
         else { throw TransferError(.limitReached, "no thread for the engine; raise the limit of processes") }
         control.withLock { $0.thread = thread }
         // Until the worker has introduced itself, submissions would run on this thread.
+        // pairs with the store in work()
         while progressToken.load(ordering: .acquiring) == 0 { te_cpu_relax() }
     }
 
     private func work() {
+        // pairs with the load in startWorker()
         progressToken.store(PlatformThread.token, ordering: .releasing)
         var idleSince: UInt64 = 0
         while !isStopping.load(ordering: .acquiring) {  // pairs with the store in close()

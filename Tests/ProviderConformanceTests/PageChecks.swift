@@ -31,7 +31,7 @@ enum PageChecks {
         fill(source, seed: 11)
         var generator = SeededGenerator(seed: 1)
         let cases:
-            [(pageBytes: Int, count: Int, sourceStride: Int, targetStride: Int, offset: Int, shuffled: Bool)] =
+            [(pageBytes: Int, count: Int, sourceStride: Int, targetStride: Int, offset: Int, mixed: Bool)] =
                 [
                     (1000, 300, 1024, 2000, 48, true), (512, 700, 512, 512, 0, false),
                     (4096, 200, 4096, 4096, 4096, true),
@@ -44,7 +44,7 @@ enum PageChecks {
             target.bytes.initializeMemory(as: UInt8.self, repeating: 0)
             var from = Array(0..<UInt32(item.count))
             var to = from
-            if item.shuffled {
+            if item.mixed {
                 from.shuffle(using: &generator)
                 to.shuffle(using: &generator)
             }
