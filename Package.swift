@@ -56,6 +56,13 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
+        .executableTarget(
+            name: "te-peer",
+            dependencies: [
+                "TransferEngine", libfabric,
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            path: "IntegrationTests/peer", swiftSettings: strict),
         .testTarget(
             name: "TransferEngineTests", dependencies: ["TransferEngine", "CPlatform"], swiftSettings: strict),
         .testTarget(name: "TransferCoreTests", dependencies: ["TransferCore"], swiftSettings: strict),

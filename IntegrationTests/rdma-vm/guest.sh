@@ -49,3 +49,22 @@ rdma_pairs() { # COUNT
     done
   done
 }
+
+# In one of two guests on a wire: all network devices become NICs, rxe0, rxe1, ...
+rdma_host() { # 1 or 2
+  local number=0 device
+  rdma_policy
+  for device in /sys/class/net/eth* /sys/class/net/vec*; do
+    [ -e "$device" ] || continue
+    rdma_nic "${device##*/}" "10.1.0.$1$number" "rxe$number"
+    number=$((number + 1))
+  done
+}
+
+# Commands the wire of two guests (see `pair`), and prints its answer.
+wire() {
+  echo "$*" > /out/wire.new
+  mv /out/wire.new /out/wire
+  while [ -e /out/wire ]; do sleep 0.05; done
+  cat /out/wire.answer
+}
