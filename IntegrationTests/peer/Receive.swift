@@ -32,7 +32,8 @@ private final class ReceiverSession {
     private let engine: TransferEngine
     private let channel: Channel
     private var region: MemoryRegion?
-    private var used: [Immediate] = [Round.lastImmediate]
+    /// The immediates of this session, and how often each may still have been counted.
+    private var allowed: [Immediate: Int] = [Round.lastImmediate: 0]
 
     init(_ engine: TransferEngine, _ channel: Channel, _ number: Int) {
         self.engine = engine
@@ -66,7 +67,7 @@ private final class ReceiverSession {
         case ("round", 2, let region?):
             let round = Round(numbers[0], byteCount: region.byteCount, session: report.session)
             memset(region.baseAddress, 0, region.byteCount)
-            used.append(round.immediate)
+            allowed[round.immediate] = 0
             guard
                 try arrive(
                     round.immediate, round.count, seconds: numbers[1],
@@ -78,11 +79,11 @@ private final class ReceiverSession {
         case ("untouched", 0, let region?):
             usleep(100_000)
             report.isDataRight = region.bytes.allSatisfy { $0 == 0 }
-            report.surplus = used.reduce(0) { $0 + engine.count(of: $1) }
+            report.surplus = surplus()
             answer(report.surplus)
         case ("end", 0, _):
             usleep(100_000)
-            report.surplus = used.reduce(0) { $0 + engine.count(of: $1) }
+            report.surplus = surplus()
             answer(report.surplus)
             return false
         default: throw TransferError(.invalidArgument, "not understood: \(words.joined(separator: " "))")
@@ -101,17 +102,18 @@ private final class ReceiverSession {
             guard words.first == "end" else {
                 throw TransferError(.invalidArgument, "not understood: \(words.joined(separator: " "))")
             }
-            // The sender has failed. More than was on its way cannot have come.
-            let counted = engine.count(of: immediate)
-            report.surplus = max(0, counted - count)
-            report.counted = counted
+            // The sender has failed. No more than was on its way can have come.
+            allowed[immediate] = count
+            report.counted = engine.count(of: immediate)
             report.expected = count
-            answer(counted)
+            report.surplus = surplus()
+            answer(report.counted ?? 0)
             return false
         }
         report.counted = count
         report.expected = count
         if case .failed(let error) = engine.status(of: wait) {
+            allowed[immediate] = count
             report.counted = engine.count(of: immediate)
             report.error = error
         } else if !isRight() {
@@ -120,6 +122,8 @@ private final class ReceiverSession {
         answer(report.counted ?? 0)
         return true
     }
+
+    private func surplus() -> Int { allowed.reduce(0) { $0 + max(0, engine.count(of: $1.key) - $1.value) } }
 
     private func answer(_ number: Int) {
         channel.send("arrived \(number) \(report.isDataRight ? "right" : "wrong")")

@@ -2,7 +2,7 @@
 # Runs in a guest: the tests of a place, one after the other.
 #
 # tests.sh one|two [WORDS]    runs them, of which names contain WORDS; results also go to /out/results
-# tests.sh plan               prints place, deadline in seconds, and name of all tests
+# tests.sh plan [WORDS]       prints place, deadline in seconds, and name of each
 #
 # A test is a function and its arguments. It succeeds by returning 0 before its deadline; it runs in a session of its own,
 # and what it leaves behind - processes, faults of the wire - is removed before the next one.
@@ -13,8 +13,8 @@ clone=$(readlink -f "$here/../..")
 . "$here/guest.sh"
 
 # Place (one guest with four pairs of NICs, or two guests with two NICs each), deadline, function and arguments.
-plan() {
-  cat << 'PLAN'
+plan() { # [WORDS]
+  grep -e "^[a-z]* *[0-9]* .*${1:-}" << 'PLAN'
 one  20 devices 8
 one  30 pingpong
 one  40 perftest
@@ -95,6 +95,8 @@ ended() { # PROCESS
   return $status
 }
 
+listening() { until ss -Hltn "sport = :$1" | grep -q .; do sleep 0.1; done; }
+
 on_wire() { tc qdisc add dev "$1" root netem limit 10000 "${@:2}"; }
 
 # ---- Tests
@@ -110,7 +112,7 @@ pingpong() {
   for nic in rxb0 rxb1 rxa1 rxa0; do
     ibv_rc_pingpong -d "$nic" -g 1 -n 100 -c > server &
     server=$!
-    sleep 0.5
+    listening 18515
     ibv_rc_pingpong -d rxa0 -g 1 -n 100 -c 127.0.0.1
     wait $server
   done
@@ -120,7 +122,7 @@ perftest() {
   local server
   ib_write_bw -d rxb0 -x 1 -n 200 > server &
   server=$!
-  sleep 1
+  listening 18515
   ib_write_bw -d rxa0 -x 1 -n 200 127.0.0.1
   wait $server
 }
@@ -251,7 +253,7 @@ serve() {
 }
 
 case ${1:-} in
-  plan) plan ;;
+  plan) plan "${2:-}" ;;
   serve)
     place=two
     serve
@@ -263,8 +265,9 @@ case ${1:-} in
     ;;
   one | two)
     place=$1
-    plan | awk -v "place=$place" '$1 == place { sub(/^ *[^ ]+ +/, ""); print }' | grep -e "${2:-}" > /tmp/plan
-    while read -r deadline name; do attempt "$deadline" "$name"; done < /tmp/plan
+    while read -r where deadline name; do
+      [ "$where" != "$place" ] || attempt "$deadline" "$name"
+    done < <(plan "${2:-}")
     ;;
   *) exit 2 ;;
 esac
