@@ -54,6 +54,8 @@ extension DomainGroup {
         slot.pointee.failureDomain = UInt8(domain)
         if slot.pointee.isPosting, slot.pointee.kind == .paged { slot.pointee.pageCount = 0 }
         slot.pointee.isPosting = false
+        // A slot that was pushed back would be ended a second time from there.
+        ready.pointee.remove(UInt32(slot - slots))
     }
 
     /// The operation is over. A callback is called in the same round but not from here, so that a callback that submits
