@@ -31,7 +31,7 @@ import TransferCore
     /// The number of our first packet.
     var psn: UInt32 = 0
     /// Contexts by sequence number, as many as a power of two.
-    var contexts = Table<UInt64>(0, repeating: 0)
+    var contexts = Table<UInt64>()
     var mask: UInt32 = 0
     /// Sequence numbers: the next one, the first that has not ended, the first that was not handed out.
     var posted: UInt32 = 0
@@ -91,7 +91,7 @@ import TransferCore
     var writes = SendQueue()
     var messages = SendQueue()
     /// For each message queue entry: the buffer, or `creditMark` for a credit.
-    var buffers = Table<Int32>(0, repeating: -1)
+    var buffers = Table<Int32>()
     static let creditMark: Int32 = -2
 
     // The handshake.

@@ -5,14 +5,21 @@
     private let base: UnsafeMutablePointer<Element>
     let count: Int
 
-    /// `count` copies of `element`.
+    /// `count` copies of `element`. `count` is above 0.
     init(_ count: Int, repeating element: Element) {
         self.count = count
-        unsafe base = .allocate(capacity: max(1, count))
+        unsafe base = .allocate(capacity: count)
         unsafe base.initialize(repeating: element, count: count)
     }
 
-    func deallocate() { unsafe base.deallocate() }
+    /// An empty table, which takes no memory.
+    init() {
+        count = 0
+        // SAFETY: never used: every access is checked against the count.
+        unsafe base = UnsafeMutablePointer(bitPattern: MemoryLayout<Element>.alignment).unsafelyUnwrapped
+    }
+
+    func deallocate() { if count > 0 { unsafe base.deallocate() } }
 
     subscript(index: Int) -> Element {
         @inline(__always) _read {
