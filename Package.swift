@@ -68,7 +68,7 @@ let package = Package(
         .executableTarget(
             name: "te-peer",
             dependencies: [
-                "TransferEngine", libfabric,
+                "TransferEngine", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             path: "IntegrationTests/peer", swiftSettings: strict),

@@ -5,6 +5,9 @@ internal import TransferEngine
 #if Libfabric
     internal import LibfabricProvider
 #endif
+#if Verbs
+    internal import VerbsProvider
+#endif
 
 /// The two sides of a transfer, for tests on real NICs: one process writes, another counts and checks.
 @main struct Peer: ParsableCommand {
@@ -32,6 +35,9 @@ struct Side: ParsableArguments {
     private static func nic(_ text: String) throws -> Configuration.NIC {
         let parts = text.split(separator: "@", maxSplits: 1).map(String.init)
         guard parts.count == 2 else { throw ValidationError("\(text) is not PROVIDER@NIC.") }
+        #if Verbs
+            if parts[0] == "verbs" { return .verbs(VerbsOptions(device: parts[1])) }
+        #endif
         #if Libfabric
             return .libfabric(LibfabricOptions(provider: parts[0], nic: parts[1]))
         #else

@@ -18,35 +18,48 @@ plan() { # [WORDS]
 one  20 devices 8
 one  30 pingpong
 one  40 perftest
-one 120 transfer rxm 1 1
-one 120 transfer rxm 2 2
-one  60 faulty rxm loss 0.1%
-one  60 faulty rxm loss 1%
-one  90 faulty rxm loss 5%
-one  60 faulty rxm delay 5ms
-one  60 faulty rxm delay 2ms reorder 90%
-one  60 cable rxm plugged
-one  60 cable rxm pulled
+one 120 conformance verbs rxa0
+one 120 conformance verbs rxa0,rxb0
+one 120 conformance verbs rxa0,rxb0,rxa1,rxb1
+one 120 conformance verbsRxm 10.1.0.10,10.1.0.20
+one  40 transfer verbs 1 1
+one  40 transfer verbs 4 4
+one  40 transfer verbs 1 4
+one  40 transfer verbs 4 2
+one  60 transfer rxm 1 1
+one  60 transfer rxm 2 2
+one  60 faulty ok verbs loss 0.1%
+one  60 faulty ok verbs loss 1%
+one  60 faulty either verbs loss 5%
+one  60 faulty ok verbs delay 5ms
+one  60 faulty either verbs delay 2ms reorder 90%
+one  60 faulty ok rxm loss 1%
+one  60 cable verbs plugged
+one  60 cable verbs pulled
+one  60 killed verbs receiver
+one  60 killed verbs sender
 one  60 killed rxm receiver
-one  60 killed rxm sender
+one  60 wrong_key verbs
 one  60 wrong_key rxm
+two  60 transfer verbs 1 1
+two  60 transfer verbs 2 2
+two  60 transfer verbs 1 2
 two  60 transfer rxm 1 1
-two  60 transfer rxm 2 1
-two  60 wire_fault rxm drop 50
-two  60 wire_fault rxm swap 50
-two  60 wire_fault rxm delay 50
-two  60 wire_fault rxm corrupt 50
-two  60 wire_fault rxm duplicate 50
-two  60 wire_fault rxm lose-ack
-two  60 silence rxm
-two  60 host rxm freeze
-two  60 host rxm kill
+two  60 wire_fault verbs drop 50
+two  60 wire_fault verbs swap 50
+two  60 wire_fault verbs delay 50
+two  60 wire_fault verbs corrupt 50
+two  60 wire_fault verbs duplicate 50
+two  60 wire_fault verbs lose-ack
+two  60 silence verbs
+two  60 host verbs freeze
+two  60 host verbs kill
 PLAN
 }
 
 # ---- What tests are made of
 
-transports="rxm"
+transports="verbs rxm"
 
 # libfabric's verbs asks for longer queues than soft-RoCE has, unless told otherwise.
 export FI_UNIVERSE_SIZE=16 FI_OFI_RXM_MSG_TX_SIZE=64 FI_OFI_RXM_MSG_RX_SIZE=64
@@ -120,11 +133,17 @@ pingpong() {
 
 perftest() {
   local server
-  ib_write_bw -d rxb0 -x 1 -n 200 > server &
+  ib_write_bw -F -d rxb0 -x 1 -n 200 > server &
   server=$!
   listening 18515
-  ib_write_bw -d rxa0 -x 1 -n 200 127.0.0.1
+  ib_write_bw -F -d rxa0 -x 1 -n 200 127.0.0.1
   wait $server
+}
+
+# The suite that every provider has to pass, in one process: all engines have the NICs named here.
+conformance() { # verbs|verbsRxm DEVICES|ADDRESSES
+  TE_CONFORMANCE=$1 TE_REQUIRE_VERBS=1 TE_VERBS_DEVICES=$2 TE_RXM_ADDRESSES=$2 \
+    "$clone/.build/debug/transfer-enginePackageTests.xctest" --testing-library swift-testing --filter ConformanceTests
 }
 
 # Every byte and every count, with some NICs here and some there; twice with the same engines.
@@ -134,10 +153,12 @@ transfer() { # TRANSPORT NICS NICS
   send "$1" a 0 "$2" --to "$to" --to "$to"
 }
 
-# A wire that does what wires do: all arrives, only later.
-faulty() { # TRANSPORT NETEM...
+# A wire that does what wires do: all arrives, only later; or, on a wire that is bad enough for it, there is an error.
+faulty() { # ok|either TRANSPORT NETEM...
+  local expected=$1
+  shift
   receive 7300 "$1" b 0 1
-  send_on "$1" a 0 1 --to 127.0.0.1:7300 --seconds 4 --deadline 20
+  send_on "$1" a 0 1 --to 127.0.0.1:7300 --seconds 4 --deadline 20 --expect "$expected"
   on_wire pb0 "${@:2}"
   on_wire pa0 "${@:2}"
   ended $sender

@@ -29,6 +29,8 @@ enum Fabric: String, Sendable, CustomStringConvertible {
         case tcpUnframed
         case tcpRxm
         case libfabricShm
+        /// libfabric's verbs on RDMA NICs with the addresses in `TE_RXM_ADDRESSES`, if that is set.
+        case verbsRxm
     #endif
     #if Verbs
         /// The verbs provider on a NIC that exists only in this process.
@@ -45,6 +47,7 @@ enum Fabric: String, Sendable, CustomStringConvertible {
         ]
         #if Libfabric
             cases += [.tcp, .tcpUnframed, .tcpRxm, .libfabricShm]
+            if getenv("TE_RXM_ADDRESSES") != nil { cases.append(.verbsRxm) }
         #endif
         #if Verbs
             cases += [.verbsStandIn, .verbsStandInInfiniBand]
@@ -87,14 +90,14 @@ enum Fabric: String, Sendable, CustomStringConvertible {
     /// Peers that one process drives in acceptable time: the older endpoints of libfabric poll each connection in turn.
     var mostPeers: Int {
         #if Libfabric
-            return self == .tcpRxm || self == .libfabricShm ? 8 : 64
+            return [.tcpRxm, .libfabricShm, .verbsRxm].contains(self) ? 8 : 64
         #else
             return 64
         #endif
     }
 
     /// Whether registered memory has to exist: a region of 5 GiB then needs as much memory, and time.
-    var pinsMemory: Bool { rawValue == "verbs" }
+    var pinsMemory: Bool { ["verbs", "verbsRxm"].contains(rawValue) }
 
     /// Whether a write with a wrong key ends with an error.
     var reportsWrongKeys: Bool { rawValue != "libfabricShm" }
@@ -115,6 +118,13 @@ enum Fabric: String, Sendable, CustomStringConvertible {
             case .tcpRxm: return Self.loopback(LibfabricOptions(provider: "tcp;ofi_rxm"), count)
             case .libfabricShm:
                 return Array(repeating: .libfabric(LibfabricOptions(provider: "shm")), count: count)
+            case .verbsRxm:
+                let addresses = String(cString: getenv("TE_RXM_ADDRESSES")).split(separator: ",")
+                return (0..<count).map {
+                    .libfabric(
+                        LibfabricOptions(
+                            provider: "verbs;ofi_rxm", nic: String(addresses[$0 % addresses.count])))
+                }
         #endif
         #if Verbs
             case .verbsStandIn, .verbsStandInInfiniBand: return []
