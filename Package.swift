@@ -19,6 +19,7 @@ let hot: [SwiftSetting] =
 let safe: [SwiftSetting] = [.strictMemorySafety()]
 
 let libfabric = Target.Dependency.target(name: "LibfabricProvider", condition: .when(traits: ["Libfabric"]))
+let verbs = Target.Dependency.target(name: "VerbsProvider", condition: .when(traits: ["Verbs"]))
 
 let package = Package(
     name: "transfer-engine",
@@ -28,7 +29,8 @@ let package = Package(
     ],
     traits: [
         .trait(name: "Libfabric", description: "TCP, EFA and verbs through libfabric (loaded at run time)"),
-        .default(enabledTraits: ["Libfabric"]),
+        .trait(name: "Verbs", description: "RDMA NICs through libibverbs (loaded at run time)"),
+        .default(enabledTraits: ["Libfabric", "Verbs"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser.git", from: "1.5.0")
@@ -36,6 +38,7 @@ let package = Package(
     targets: [
         .target(name: "CPlatform"),
         .target(name: "CLibfabric"),
+        .target(name: "CVerbs"),
         .target(name: "TransferCore", swiftSettings: hot + safe),
         .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot + safe),
         .target(
@@ -46,10 +49,13 @@ let package = Package(
             name: "LibfabricProvider", dependencies: ["TransferCore", "CPlatform", "CLibfabric"],
             swiftSettings: hot),
         .target(
+            name: "VerbsProvider", dependencies: ["TransferCore", "CPlatform", "CVerbs"],
+            swiftSettings: hot + safe),
+        .target(
             name: "TransferEngine",
             dependencies: [
                 "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
-                libfabric,
+                libfabric, verbs,
             ],
             swiftSettings: hot + safe),
         .executableTarget(
@@ -59,6 +65,13 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
+        .executableTarget(
+            name: "te-peer",
+            dependencies: [
+                "TransferEngine", libfabric, verbs,
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            path: "IntegrationTests/peer", swiftSettings: strict),
         .testTarget(
             name: "TransferEngineTests", dependencies: ["TransferEngine", "CPlatform"], swiftSettings: strict),
         .testTarget(name: "PlatformTests", dependencies: ["CPlatform"], swiftSettings: strict),
@@ -68,7 +81,10 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "ProviderConformanceTests",
-            dependencies: ["TransferEngine", "SharedMemoryProvider", "SimulatedProvider", libfabric],
+            dependencies: [
+                "TransferEngine", "SharedMemoryProvider", "SimulatedProvider", "Platform", "CVerbsStandIn",
+                libfabric, verbs,
+            ],
             swiftSettings: strict),
         .testTarget(
             name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider"],
@@ -82,6 +98,11 @@ let package = Package(
         .testTarget(
             name: "LibfabricProviderTests",
             dependencies: ["TransferCore", "CPlatform", "CLibfabric", libfabric], swiftSettings: strict),
+        .target(name: "CVerbsStandIn", dependencies: ["CVerbs"], path: "Tests/CVerbsStandIn"),
+        .testTarget(
+            name: "VerbsProviderTests",
+            dependencies: ["TransferCore", "CPlatform", "CVerbs", "CVerbsStandIn", verbs],
+            swiftSettings: strict + [.strictMemorySafety()]),
     ],
     swiftLanguageModes: [.v6]
 )

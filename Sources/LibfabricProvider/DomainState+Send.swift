@@ -71,6 +71,12 @@ extension DomainState {
         template.pointee.target.len = request.pointee.length
         template.pointee.target.key = target.pointee.key
         template.pointee.message.iov_count = request.pointee.length > 0 ? 1 : 0
+        if request.pointee.length == 0, let arenaDescriptor {
+            // rxm over verbs (1.17) follows the first descriptor even of a write that has none.
+            template.pointee.source.iov_base = UnsafeMutableRawPointer(arena)
+            template.pointee.descriptor = arenaDescriptor
+            template.pointee.message.iov_count = 1
+        }
         template.pointee.message.addr = peer.pointee.address
         template.pointee.message.context = UnsafeMutableRawPointer(slot)
         var flags = writeFlags

@@ -3,6 +3,9 @@ public import SharedMemoryProvider
 #if Libfabric
     public import LibfabricProvider
 #endif
+#if Verbs
+    public import VerbsProvider
+#endif
 
 /// How an engine is set up.
 public struct Configuration: Sendable {
@@ -26,6 +29,10 @@ public struct Configuration: Sendable {
         #if Libfabric
             /// A NIC driven through libfabric.
             case libfabric(LibfabricOptions)
+        #endif
+        #if Verbs
+            /// A port of an RDMA NIC driven through libibverbs.
+            case verbs(VerbsOptions)
         #endif
 
         /// Shared memory with default options.

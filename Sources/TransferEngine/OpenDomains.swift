@@ -4,6 +4,9 @@ internal import TransferCore
 #if Libfabric
     internal import LibfabricProvider
 #endif
+#if Verbs
+    internal import VerbsProvider
+#endif
 
 /// Opens the NICs of a configuration.
 func openDomains(
@@ -29,6 +32,10 @@ func openDomains(
             #if Libfabric
                 case .libfabric(let options):
                     domains.append(try LibfabricDomain(options, page: page, engine: page.engine))
+            #endif
+            #if Verbs
+                case .verbs(let options):
+                    domains.append(try VerbsDomain(options, page: page, engine: page.engine))
             #endif
             }
         }

@@ -1,4 +1,5 @@
 import Glibc
+import Platform
 import SimulatedProvider
 import TransferEngine
 
@@ -11,6 +12,8 @@ final class Cluster {
     var eventsPerRound = 64
     private var owned: [UnsafeMutableRawPointer] = []
     private let clock = ContinuousClock()
+    /// Kept until the engines have been closed.
+    private let opener: ((Int, TargetPage) throws(TransferError) -> [any FabricDomain])?
 
     /// `nics[i]` is the number of NICs of engine `i`; `wrap` puts something between the engines and simulated NICs.
     init(
@@ -20,9 +23,16 @@ final class Cluster {
         self.fabric = fabric
         let network = fabric.isSimulated ? SimulatedNetwork(seed: seed) : nil
         self.network = network
+        let opener = fabric.opener()
+        self.opener = opener
         engines = try nics.enumerated().map { index, count in
             let configuration = Configuration(
                 name: "engine\(index)", nics: fabric.nics(count), progress: .manual, timeout: timeout)
+            if let opener {
+                return try TransferEngine(
+                    configuration, clock: SystemClock(), random: SystemRandomNumberGenerator()
+                ) { page throws(TransferError) in try opener(count, page) }
+            }
             guard let network else { return try TransferEngine(configuration) }
             return try TransferEngine(
                 configuration, clock: network, random: SeededGenerator(seed: seed &* 1000 &+ UInt64(index))

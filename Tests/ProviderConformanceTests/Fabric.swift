@@ -1,13 +1,18 @@
 import SharedMemoryProvider
+import Glibc
 import SimulatedProvider
 import TransferEngine
 
 #if Libfabric
     import LibfabricProvider
 #endif
+#if Verbs
+    import CVerbsStandIn
+    import VerbsProvider
+#endif
 
 /// A way to join engines, as the suite sees it. Every provider appears here once for each of its data paths.
-enum Fabric: String, CaseIterable, Sendable, CustomStringConvertible {
+enum Fabric: String, Sendable, CustomStringConvertible {
     case sharedMemory
     /// The application's memory, by process_vm_writev.
     case processWrite
@@ -24,6 +29,46 @@ enum Fabric: String, CaseIterable, Sendable, CustomStringConvertible {
         case tcpUnframed
         case tcpRxm
         case libfabricShm
+        /// libfabric's verbs on RDMA NICs with the addresses in `TE_RXM_ADDRESSES`, if that is set.
+        case verbsRxm
+    #endif
+    #if Verbs
+        /// The verbs provider on a NIC that exists only in this process.
+        case verbsStandIn
+        case verbsStandInInfiniBand
+        /// The verbs provider on the RDMA devices of this machine, if it has any.
+        case verbs
+    #endif
+
+    /// The fabrics that this build and this machine have.
+    static let allCases: [Fabric] = {
+        var cases: [Fabric] = [
+            .sharedMemory, .processWrite, .bounce, .simulated, .simulatedShortWrites, .simulatedCounting,
+        ]
+        #if Libfabric
+            cases += [.tcp, .tcpUnframed, .tcpRxm, .libfabricShm]
+            if getenv("TE_RXM_ADDRESSES") != nil { cases.append(.verbsRxm) }
+        #endif
+        #if Verbs
+            cases += [.verbsStandIn, .verbsStandInInfiniBand]
+            if isVerbsExpected { cases.append(.verbs) }
+        #endif
+        if let only = getenv("TE_CONFORMANCE").map({ String(cString: $0) }) {
+            cases = cases.filter { only.split(separator: ",").contains(Substring($0.rawValue)) }
+        }
+        return cases
+    }()
+
+    #if Verbs
+        /// Whether the suite has to run on RDMA devices: there are some, or it was said that there must be.
+        static let isVerbsExpected = !verbsDevices.isEmpty || getenv("TE_REQUIRE_VERBS") != nil
+        /// The devices to use: `TE_VERBS_DEVICES`, or all that can be used. Every one must reach every other one.
+        static let verbsDevices: [String] = {
+            if let named = getenv("TE_VERBS_DEVICES") {
+                return String(cString: named).split(separator: ",").map(String.init)
+            }
+            return VerbsProvider.ports().filter { $0.problem == nil }.map(\.device)
+        }()
     #endif
 
     var description: String { rawValue }
@@ -51,6 +96,9 @@ enum Fabric: String, CaseIterable, Sendable, CustomStringConvertible {
         #endif
     }
 
+    /// Whether registered memory has to exist: a region of 5 GiB then needs as much memory, and time.
+    var pinsMemory: Bool { ["verbs", "verbsRxm"].contains(rawValue) }
+
     /// Whether a write with a wrong key ends with an error.
     var reportsWrongKeys: Bool { rawValue != "libfabricShm" }
 
@@ -70,8 +118,45 @@ enum Fabric: String, CaseIterable, Sendable, CustomStringConvertible {
             case .tcpRxm: return Self.loopback(LibfabricOptions(provider: "tcp;ofi_rxm"), count)
             case .libfabricShm:
                 return Array(repeating: .libfabric(LibfabricOptions(provider: "shm")), count: count)
+            case .verbsRxm:
+                let addresses = String(cString: getenv("TE_RXM_ADDRESSES")).split(separator: ",")
+                return (0..<count).map {
+                    .libfabric(
+                        LibfabricOptions(
+                            provider: "verbs;ofi_rxm", nic: String(addresses[$0 % addresses.count])))
+                }
+        #endif
+        #if Verbs
+            case .verbsStandIn, .verbsStandInInfiniBand: return []
+            case .verbs:
+                let devices = Self.verbsDevices
+                return (0..<count).map {
+                    .verbs(VerbsOptions(device: devices.isEmpty ? nil : devices[$0 % devices.count]))
+                }
         #endif
         }
+    }
+
+    /// Opens the NICs of an engine where no configuration can: in stand-ins. The function lives as long as the cluster.
+    func opener() -> ((Int, TargetPage) throws(TransferError) -> [any FabricDomain])? {
+        #if Verbs
+            guard self == .verbsStandIn || self == .verbsStandInInfiniBand else { return nil }
+            let network = StandInNetwork(isEthernet: self == .verbsStandIn)
+            return { (count, page) throws(TransferError) in
+                var domains: [any FabricDomain] = []
+                for device in 0..<count {
+                    var options = VerbsOptions(device: network.name(device))
+                    // A process of 65 engines, and short queues so that they do fill.
+                    options.messageReceives = 32
+                    options.requestsPerPeer = 64
+                    domains.append(
+                        try VerbsDomain(options, page: page, engine: page.engine, api: te_standin_api()))
+                }
+                return domains
+            }
+        #else
+            return nil
+        #endif
     }
 
     #if Libfabric
@@ -92,3 +177,15 @@ enum Fabric: String, CaseIterable, Sendable, CustomStringConvertible {
         return nic
     }
 }
+
+#if Verbs
+    /// A network of stand-in NICs that ends with its last user.
+    final class StandInNetwork {
+        private let network: OpaquePointer
+
+        init(isEthernet: Bool) { network = te_standin_new(8, isEthernet ? 1 : 0) }
+        deinit { te_standin_free(network) }
+
+        func name(_ device: Int) -> String { String(cString: te_standin_name(network, Int32(device))) }
+    }
+#endif

@@ -1,0 +1,58 @@
+internal import ArgumentParser
+internal import Glibc
+internal import TransferEngine
+
+#if Libfabric
+    internal import LibfabricProvider
+#endif
+#if Verbs
+    internal import VerbsProvider
+#endif
+
+/// The two sides of a transfer, for tests on real NICs: one process writes, another counts and checks.
+@main struct Peer: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "te-peer",
+        abstract: "Two processes that transfer and check, while something goes wrong.",
+        subcommands: [Send.self, Receive.self])
+}
+
+/// What both sides are told.
+struct Side: ParsableArguments {
+    @Option(
+        name: .customLong("nic"),
+        help:
+            "PROVIDER@NIC: verbs@DEVICE, or a provider of libfabric, verbs;ofi_rxm@ADDRESS. Once for each NIC."
+    )
+    var nics: [String]
+
+    func engine(_ name: String, deadline: Double = 30) throws -> TransferEngine {
+        signal(SIGPIPE, SIG_IGN)
+        return try TransferEngine(
+            Configuration(name: name, nics: nics.map(Self.nic), timeout: .seconds(deadline)))
+    }
+
+    private static func nic(_ text: String) throws -> Configuration.NIC {
+        let parts = text.split(separator: "@", maxSplits: 1).map(String.init)
+        guard parts.count == 2 else { throw ValidationError("\(text) is not PROVIDER@NIC.") }
+        #if Verbs
+            if parts[0] == "verbs" { return .verbs(VerbsOptions(device: parts[1])) }
+        #endif
+        #if Libfabric
+            return .libfabric(LibfabricOptions(provider: parts[0], nic: parts[1]))
+        #else
+            throw ValidationError("This program was built without libfabric.")
+        #endif
+    }
+}
+
+/// Bytes as hexadecimal digits.
+func hexadecimal(_ bytes: some Sequence<UInt8>) -> String {
+    bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+}
+
+/// What `hexadecimal` wrote.
+func bytes(hexadecimal text: some StringProtocol) -> [UInt8] {
+    let digits = text.utf8.compactMap { Character(UnicodeScalar($0)).hexDigitValue }
+    return stride(from: 0, to: digits.count - 1, by: 2).map { UInt8(digits[$0] << 4 | digits[$0 + 1]) }
+}

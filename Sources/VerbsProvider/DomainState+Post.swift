@@ -1,0 +1,252 @@
+import CVerbs
+import Synchronization
+import TransferCore
+
+// From requests to the NIC. No allocation, no lock.
+extension DomainState {
+    /// Starts requests; see `FabricDomain.post`.
+    mutating func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult {
+        var accepted = 0
+        while accepted < requests.count {
+            let peer = unsafe requests[accepted].target.pointee.peer
+            let (connection, status, detail) = usableConnection(of: peer)
+            guard let connection else {
+                return PostResult(accepted: accepted, isComplete: false, status: status, detail: detail)
+            }
+            let (posted, failure, number) = unsafe postChain(requests, from: accepted, connection, peer)
+            accepted += posted
+            if failure != .success {
+                return PostResult(accepted: accepted, isComplete: false, status: failure, detail: number)
+            }
+        }
+        return PostResult(accepted: accepted, isComplete: false, status: .success)
+    }
+
+    /// The connection to a peer when both sides are ready; otherwise what to tell the engine. Starts a handshake.
+    @inline(__always) mutating func usableConnection(of peer: Int) -> (Int?, WorkStatus, Int32) {
+        guard peer >= 0, peer < peerCount else { return (nil, .providerFailed, EINVAL) }
+        let connection = peers[peer].connection
+        if connection >= 0, connections[connection].state == .ready { return (connection, .success, 0) }
+        return beginUse(of: peer)
+    }
+
+    /// Fills one chain with requests to one peer and hands it over. Returns how many were taken, and why no more.
+    private mutating func postChain(
+        _ requests: UnsafeBufferPointer<WorkRequest>, from first: Int, _ number: Int, _ peer: Int
+    ) -> (posted: Int, status: WorkStatus, detail: Int32) {
+        let connection = unsafe connections.address(number)
+        let room = unsafe min(
+            chain.count, requests.count - first, Int(connection.pointee.writes.room),
+            handles.sizes.requests - requestsInFlight)
+        var filled = 0
+        while filled < room {
+            let request = unsafe requests.baseAddress.unsafelyUnwrapped + (first + filled)
+            guard unsafe request.pointee.target.pointee.peer == peer else { break }
+            if unsafe request.pointee.eighths > 0 {
+                guard unsafe takeImmediateCredit(connection, number) else { break }
+            }
+            unsafe fill(filled, request, connection, number)
+            filled += 1
+        }
+        guard filled > 0 else { return (0, .again, 0) }
+        return unsafe submit(filled, connection, number)
+    }
+
+    /// Whether the peer has room for another immediate. Takes it.
+    @inline(__always) private func takeImmediateCredit(
+        _ connection: UnsafeMutablePointer<Connection>, _ number: Int
+    ) -> Bool {
+        let used = unsafe connection.pointee.immediatesSent &- connection.pointee.immediatesTaken
+        if unsafe used >= connection.pointee.immediateWindow {
+            unsafe connection.pointee.note(credit: incomingCredit(number))
+            let now = unsafe connection.pointee.immediatesSent &- connection.pointee.immediatesTaken
+            guard unsafe now < connection.pointee.immediateWindow else { return false }
+        }
+        unsafe connection.pointee.immediatesSent &+= 1
+        return true
+    }
+
+    /// What the peer of a connection has taken so far; it writes the word itself.
+    func incomingCredit(_ connection: Int) -> UInt64 {
+        // SAFETY: a 64-bit word in the domain's memory, aligned, written by the NIC as a whole.
+        let word = unsafe memory.incomingCredit(connection).assumingMemoryBound(to: Atomic<UInt64>.self)
+        return unsafe word.pointee.load(ordering: .acquiring)  // pairs with the peer's write
+    }
+
+    /// Makes prepared request `position` of the chain into `request`.
+    @inline(__always) private func fill(
+        _ position: Int, _ request: UnsafePointer<WorkRequest>,
+        _ connection: UnsafeMutablePointer<Connection>, _ number: Int
+    ) {
+        let work = unsafe chain.address(position)
+        let sequence = unsafe connection.pointee.writes.posted &+ UInt32(truncatingIfNeeded: position)
+        unsafe connection.pointee.writes.contexts[Int(sequence & connection.pointee.writes.mask)] =
+            request.pointee.context
+        unsafe work.pointee.wr_id =
+            WorkID(
+                .write, connection: number, generation: connection.pointee.generation, sequence: sequence
+            ).rawValue
+        let length = unsafe request.pointee.length
+        let key = unsafe request.pointee.localKey
+        var flags: UInt32 = 0
+        // A length of 0 would be read as 2^31 bytes: no element at all.
+        if length > 0 {
+            let part = unsafe chainParts.address(position)
+            unsafe part.pointee.addr = UInt64(UInt(bitPattern: request.pointee.source))
+            unsafe part.pointee.length = UInt32(truncatingIfNeeded: length)
+            unsafe part.pointee.lkey = UInt32(truncatingIfNeeded: key)
+            unsafe work.pointee.num_sge = 1
+            if length <= Int(inlineBytes), key < LocalKey.deviceMemory { flags = IBV_SEND_INLINE.rawValue }
+        } else {
+            unsafe work.pointee.num_sge = 0
+        }
+        let target = unsafe request.pointee.target
+        unsafe work.pointee.wr.rdma.remote_addr = target.pointee.base &+ request.pointee.targetOffset
+        unsafe work.pointee.wr.rdma.rkey = UInt32(truncatingIfNeeded: target.pointee.key)
+        if unsafe request.pointee.eighths > 0 {
+            unsafe work.pointee.opcode = IBV_WR_RDMA_WRITE_WITH_IMM
+            unsafe work.pointee.imm_data =
+                WireImmediate(request.pointee.immediate, eighths: request.pointee.eighths).rawValue.bigEndian
+        } else {
+            unsafe work.pointee.opcode = IBV_WR_RDMA_WRITE
+        }
+        unsafe work.pointee.send_flags = flags
+    }
+
+    /// Hands over the first `count` requests of the chain; the last one reports for all.
+    private mutating func submit(
+        _ count: Int, _ connection: UnsafeMutablePointer<Connection>, _ number: Int
+    ) -> (posted: Int, status: WorkStatus, detail: Int32) {
+        let last = unsafe chain.address(count - 1)
+        let next = unsafe last.pointee.next
+        unsafe last.pointee.next = nil
+        unsafe last.pointee.send_flags |= IBV_SEND_SIGNALED.rawValue
+        let error = unsafe ibv_post_send(
+            connection.pointee.writes.qp, chain.address(0), rejected.address(0))
+        unsafe last.pointee.next = next
+        var taken = count
+        if error != 0 { taken = rejectedPosition(count) }
+        unsafe connection.pointee.writes.posted &+= UInt32(truncatingIfNeeded: taken)
+        requestsInFlight += taken
+        guard error != 0 else { return (count, .success, 0) }
+        for position in taken..<count where unsafe chain[position].opcode == IBV_WR_RDMA_WRITE_WITH_IMM {
+            unsafe connection.pointee.immediatesSent &-= 1
+        }
+        // A full queue that we know to have room, or a queue pair that takes nothing. What was taken does not report, so
+        // that only the end of the queue pair can end it.
+        if error == ENOMEM, taken == 0, unsafe !connection.pointee.writes.isDrained { return (0, .again, 0) }
+        breakConnection(number, .providerFailed, error)
+        return (taken, .providerFailed, error)
+    }
+
+    /// How many requests of a chain the driver took before the one that it refused.
+    private func rejectedPosition(_ count: Int) -> Int {
+        guard let refused = unsafe rejected[0] else { return 0 }
+        return (0..<count).first { unsafe chain.address($0) == refused } ?? 0
+    }
+
+    // MARK: Messages
+
+    /// Sends a message; see `FabricDomain.send`.
+    mutating func send(_ payload: UnsafeRawBufferPointer, to peer: Int, context: UInt64) -> PostResult {
+        func refused(_ status: WorkStatus, _ detail: Int32 = 0) -> PostResult {
+            PostResult(accepted: 0, isComplete: false, status: status, detail: detail)
+        }
+        guard payload.count <= Limits.messageBytes else { return refused(.outOfRange) }
+        let (usable, status, detail) = usableConnection(of: peer)
+        guard let number = usable else { return refused(status, detail) }
+        let connection = unsafe connections.address(number)
+        if unsafe connection.pointee.messagesSent &- connection.pointee.messagesTaken
+            >= connection.pointee.messageWindow
+        {
+            unsafe connection.pointee.note(credit: incomingCredit(number))
+        }
+        guard
+            unsafe connection.pointee.messagesSent &- connection.pointee.messagesTaken
+                < connection.pointee.messageWindow,
+            unsafe connection.pointee.messages.room > 1, requestsInFlight < handles.sizes.requests,
+            let buffer = freeMessages.take()
+        else { return refused(.again) }
+        let place = unsafe memory.messageSend(buffer)
+        if let bytes = payload.baseAddress, payload.count > 0 {
+            unsafe place.copyMemory(from: bytes, byteCount: payload.count)
+        }
+        unsafe single[0].opcode = IBV_WR_SEND
+        let error = unsafe postSingle(place, payload.count, connection, number, context, Int32(buffer))
+        guard error == 0 else {
+            freeMessages.give(buffer)
+            if error == ENOMEM { return refused(.again) }
+            breakConnection(number, .providerFailed, error)
+            return refused(.providerFailed, error)
+        }
+        unsafe connection.pointee.messagesSent &+= 1
+        return PostResult(accepted: 1, isComplete: false, status: .success)
+    }
+
+    /// Posts the prepared single request on a message queue pair, from the domain's own memory. 0 or an error number.
+    private mutating func postSingle(
+        _ place: UnsafeMutableRawPointer, _ length: Int, _ connection: UnsafeMutablePointer<Connection>,
+        _ number: Int, _ context: UInt64, _ buffer: Int32
+    ) -> Int32 {
+        let sequence = unsafe connection.pointee.messages.posted
+        let entry = unsafe Int(sequence & connection.pointee.messages.mask)
+        unsafe connection.pointee.messages.contexts[entry] = context
+        unsafe connection.pointee.buffers[entry] = buffer
+        unsafe single[0].wr_id =
+            WorkID(
+                .message, connection: number, generation: connection.pointee.generation, sequence: sequence
+            ).rawValue
+        unsafe singlePart[0] = ibv_sge(
+            addr: UInt64(UInt(bitPattern: place)), length: UInt32(length),
+            lkey: handles.buffers.unsafelyUnwrapped.pointee.lkey)
+        unsafe single[0].num_sge = length > 0 ? 1 : 0
+        let isInline = length > 0 && length <= Int(inlineBytes)
+        unsafe single[0].send_flags =
+            IBV_SEND_SIGNALED.rawValue | (isInline ? IBV_SEND_INLINE.rawValue : 0)
+        let error = unsafe ibv_post_send(
+            connection.pointee.messages.qp, single.address(0), rejected.address(0))
+        guard error == 0 else { return error }
+        unsafe connection.pointee.messages.posted &+= 1
+        requestsInFlight += 1
+        return 0
+    }
+
+    /// Tells the peers that were received from how far, by a write into a word of theirs. It needs no receive there.
+    mutating func returnCredits() {
+        let count = owingCount
+        owingCount = 0
+        for position in 0..<count {
+            let number = Int(owing[position])
+            connections[number].owesCredit = false
+            let connection = unsafe connections.address(number)
+            guard unsafe connection.pointee.state == .ready && connection.pointee.isCreditDue,
+                unsafe !connection.pointee.isReturningCredit
+            else { continue }
+            guard requestsInFlight < handles.sizes.requests + Tuning.creditReserve else {
+                owe(number)
+                continue
+            }
+            let immediates = unsafe connection.pointee.immediatesReceived
+            let messages = unsafe connection.pointee.messagesReceived
+            let place = unsafe memory.outgoingCredit(number)
+            unsafe place.storeBytes(of: UInt64(messages) << 32 | UInt64(immediates), as: UInt64.self)
+            unsafe single[0].opcode = IBV_WR_RDMA_WRITE
+            unsafe single[0].wr.rdma.remote_addr = connection.pointee.remoteCreditAddress
+            unsafe single[0].wr.rdma.rkey = connection.pointee.remoteCreditKey
+            let error = unsafe postSingle(place, 8, connection, number, 0, Connection.creditMark)
+            guard error == 0 else {
+                if error != ENOMEM { breakConnection(number, .providerFailed, error) } else { owe(number) }
+                continue
+            }
+            unsafe connection.pointee.isReturningCredit = true
+            unsafe connection.pointee.immediatesReturned = immediates
+            unsafe connection.pointee.messagesReturned = messages
+        }
+    }
+}
+
+/// What `DomainKey.local` means here: the NIC's local key, and a mark.
+enum LocalKey {
+    /// Added for memory that the processor cannot read: nothing of it is copied into requests.
+    static let deviceMemory: UInt64 = 1 << 32
+}

@@ -1,0 +1,262 @@
+import CPlatform
+import CVerbs
+import Synchronization
+import TransferCore
+
+/// Everything that the data path of a domain touches: plain memory at fixed places, used by one thread at a time.
+///
+/// It is a struct behind one pointer, and its parts are tables, so that the loops need neither reference counting nor
+/// exclusivity checks, and nothing grows.
+@safe struct DomainState {
+    var handles: VerbsHandles
+    let options: VerbsOptions
+    let page: TargetPage
+    let engine: UInt64
+    let address: NICAddress
+    let memory: BufferMemory
+    /// Bytes that fit into a request, as the first queue pair was granted them.
+    var inlineBytes: UInt32
+
+    let peers = Table<Peer>(Tuning.peers, repeating: Peer())
+    var peerCount = 0
+    let connections = Table<Connection>(Tuning.connections, repeating: Connection())
+    var freeConnections = FreeList(Tuning.connections)
+    let numbers = QueuePairIndex()
+    var nextAttempt: UInt32 = 1
+
+    /// Connections in a handshake or draining; those with requests to hand out; those that owe a credit.
+    let watched = Table<Int32>(Tuning.connections, repeating: 0)
+    var watchedCount = 0
+    let listed = Table<Int32>(Tuning.connections, repeating: 0)
+    var listedCount = 0
+    let owing = Table<Int32>(Tuning.connections, repeating: 0)
+    var owingCount = 0
+
+    // Requests, filled once and patched.
+    let chain: Table<ibv_send_wr>
+    let chainParts: Table<ibv_sge>
+    let single = unsafe Table<ibv_send_wr>(1, repeating: ibv_send_wr())
+    let singlePart = Table<ibv_sge>(1, repeating: ibv_sge())
+    let rejected = unsafe Table<UnsafeMutablePointer<ibv_send_wr>?>(1, repeating: nil)
+    let entries = Table<ibv_wc>(Tuning.completionBatch, repeating: ibv_wc())
+    let receives = unsafe Table<ibv_recv_wr>(Tuning.receiveBatch, repeating: ibv_recv_wr())
+    let receive = unsafe Table<ibv_recv_wr>(1, repeating: ibv_recv_wr())
+    let receivePart = Table<ibv_sge>(1, repeating: ibv_sge())
+    let rejectedReceive = unsafe Table<UnsafeMutablePointer<ibv_recv_wr>?>(1, repeating: nil)
+
+    // Buffers.
+    var freeDatagrams = FreeList(Tuning.datagramSends)
+    /// For each datagram on its way: the peer, or -1 and a handle of its own.
+    let datagramPeers = Table<Int>(Tuning.datagramSends, repeating: -1)
+    let datagramHandles = unsafe Table<UnsafeMutablePointer<ibv_ah>?>(Tuning.datagramSends, repeating: nil)
+    var freeMessages = FreeList(Tuning.messageSends)
+    /// Message buffers that the engine reads until the next poll, and their connections (-1 when it is gone).
+    let held: Table<Int32>
+    let heldConnections: Table<Int32>
+    let heldGenerations: Table<UInt16>
+    var heldCount = 0
+
+    // In flight on the domain.
+    var requestsInFlight = 0
+    /// Receives that the NIC does not have.
+    var missingImmediates: Int
+    var unpostedMessages: Table<Int32>
+    var unpostedCount = 0
+    /// Shares of the receives that no peer has been given.
+    var unsharedImmediates: Int
+    var unsharedMessages: Int
+
+    var polls: UInt32 = 0
+    var isArmed = false
+    var wasEmpty = false
+    var isGone = false
+    var statistics = VerbsStatistics()
+    /// Added to the clock by tests.
+    var clockSkew: UInt64 = 0
+
+    // The caller's buffer during a poll.
+    var output: UnsafeMutablePointer<Completion>?
+    var outputCount = 0
+    var outputCapacity = 0
+
+    init(
+        handles: consuming VerbsHandles, options: VerbsOptions, page: TargetPage, engine: EngineID,
+        address: NICAddress, memory: BufferMemory
+    ) {
+        self.handles = handles
+        self.options = options
+        self.page = page
+        self.engine = engine.rawValue
+        self.address = address
+        self.memory = memory
+        inlineBytes = UInt32(clamping: max(0, options.inlineBytes))
+        let length = min(max(1, options.chainLength), 64)
+        unsafe chain = unsafe Table(length, repeating: ibv_send_wr())
+        chainParts = Table(length, repeating: ibv_sge())
+        let sizes = handles.sizes
+        held = Table(sizes.messageReceives, repeating: 0)
+        heldConnections = Table(sizes.messageReceives, repeating: -1)
+        heldGenerations = Table(sizes.messageReceives, repeating: 0)
+        unpostedMessages = Table(sizes.messageReceives, repeating: 0)
+        missingImmediates = sizes.immediateReceives
+        // A batch that is being collected is not with the NIC.
+        unsharedImmediates = sizes.immediateReceives - Tuning.receiveBatch
+        unsharedMessages = sizes.messageReceives
+        for buffer in 0..<sizes.messageReceives {
+            unpostedMessages[buffer] = Int32(buffer)
+        }
+        unpostedCount = sizes.messageReceives
+        linkRequests()
+        for buffer in 0..<Tuning.datagramReceives { postDatagramReceive(buffer) }
+        refillImmediates(all: true)
+        refillMessages()
+        armLimit()
+    }
+
+    /// The parts of the prepared requests refer to each other once and for all.
+    private func linkRequests() {
+        for index in unsafe 0..<chain.count {
+            unsafe chain[index].sg_list = chainParts.address(index)
+            if unsafe index + 1 < chain.count { unsafe chain[index].next = chain.address(index + 1) }
+        }
+        unsafe single[0].sg_list = singlePart.address(0)
+        for index in unsafe 0..<receives.count {
+            unsafe receives[index].wr_id = WorkID(.immediateReceive, buffer: 0).rawValue
+            unsafe receives[index].num_sge = 0
+            if unsafe index + 1 < receives.count { unsafe receives[index].next = receives.address(index + 1) }
+        }
+        unsafe receive[0].sg_list = receivePart.address(0)
+        unsafe receive[0].num_sge = 1
+    }
+
+    /// Nanoseconds of the clock that handshakes and draining go by.
+    var now: UInt64 { te_monotonic_nanoseconds() &+ clockSkew }
+
+    // MARK: Output
+
+    @inline(__always) var hasRoom: Bool { outputCount < outputCapacity }
+
+    /// Adds ended requests; those that ended like the ones before are counted there.
+    @inline(__always) mutating func emit(
+        _ context: UInt64, _ count: UInt32, _ status: WorkStatus, _ detail: Int32
+    ) {
+        guard let output = unsafe output else { return }
+        if outputCount > 0 {
+            let last = unsafe output + (outputCount - 1)
+            if unsafe last.pointee.context == context && last.pointee.count > 0
+                && last.pointee.status == status && last.pointee.detail == detail
+            {
+                unsafe last.pointee.count += count
+                return
+            }
+        }
+        unsafe (output + outputCount).initialize(
+            to: Completion(context: context, count: count, status: status, detail: detail))
+        outputCount += 1
+    }
+
+    // MARK: Lists of connections
+
+    /// Makes sure that `report` hands out what has ended.
+    @inline(__always) mutating func list(_ connection: Int) {
+        if connections[connection].isListed { return }
+        connections[connection].isListed = true
+        listed[listedCount] = Int32(connection)
+        listedCount += 1
+    }
+
+    /// Makes sure that `serviceTimers` looks at a connection.
+    mutating func watch(_ connection: Int) {
+        if connections[connection].isWatched { return }
+        connections[connection].isWatched = true
+        watched[watchedCount] = Int32(connection)
+        watchedCount += 1
+    }
+
+    /// Makes sure that a credit is sent once the receives have been replaced.
+    @inline(__always) mutating func owe(_ connection: Int) {
+        if connections[connection].owesCredit { return }
+        connections[connection].owesCredit = true
+        owing[owingCount] = Int32(connection)
+        owingCount += 1
+    }
+
+    // MARK: Peers
+
+    /// The place of a peer, made when there is none; nil when the table is full of peers in use.
+    mutating func findPeer(_ engine: UInt64, _ address: NICAddress) -> Int? {
+        for index in 0..<peerCount
+        where peers[index].isUsed && peers[index].engine == engine && peers[index].address == address {
+            return index
+        }
+        var place = (0..<peerCount).first { !peers[$0].isUsed }
+        if place == nil, peerCount < Tuning.peers {
+            place = peerCount
+            peerCount += 1
+        }
+        if place == nil { place = (0..<peerCount).first { isForgettable($0) } }
+        guard let place else { return nil }
+        if let handle = unsafe peers[place].handle { _ = unsafe handles.api.pointee.destroy_ah(handle) }
+        var peer = Peer()
+        peer.engine = engine
+        peer.address = address
+        peer.isUsed = true
+        peers[place] = peer
+        return place
+    }
+
+    private func isForgettable(_ index: Int) -> Bool {
+        peers[index].imports == 0 && peers[index].connection < 0 && peers[index].datagrams == 0
+    }
+
+    /// Gives all memory back, after the queues have been closed.
+    func deallocate() {
+        for index in 0..<connections.count {
+            connections[index].writes.contexts.deallocate()
+            connections[index].messages.contexts.deallocate()
+            connections[index].buffers.deallocate()
+        }
+        numbers.deallocate()
+        freeConnections.deallocate()
+        freeDatagrams.deallocate()
+        freeMessages.deallocate()
+        peers.deallocate()
+        connections.deallocate()
+        for table in [watched, listed, owing, held, heldConnections, unpostedMessages] { table.deallocate() }
+        heldGenerations.deallocate()
+        unsafe chain.deallocate()
+        chainParts.deallocate()
+        unsafe single.deallocate()
+        singlePart.deallocate()
+        unsafe rejected.deallocate()
+        entries.deallocate()
+        unsafe receives.deallocate()
+        unsafe receive.deallocate()
+        receivePart.deallocate()
+        unsafe rejectedReceive.deallocate()
+        datagramPeers.deallocate()
+        unsafe datagramHandles.deallocate()
+        memory.unmap()
+    }
+}
+
+/// What a domain has been through, for people and tests.
+public struct VerbsStatistics: Hashable, Sendable {
+    /// Connections that became usable, and that broke.
+    public var connected = 0
+    public var broken = 0
+    /// Handshakes that passed their deadline or were refused.
+    public var handshakesFailed = 0
+    /// Handshake datagrams sent, and received ones that were not understood or were late.
+    public var datagramsSent = 0
+    public var datagramsIgnored = 0
+    /// Completions that belong to no request; more than 0 is a defect of a driver.
+    public var strayCompletions = 0
+    /// Times that the receives for immediates or messages ran low.
+    public var lowReceives = 0
+    /// Asynchronous events by what they ended in.
+    public var portEvents = 0
+    public var fatalEvents = 0
+    /// Whether the port is up, as far as events told.
+    public var isPortUp = true
+}
