@@ -1,11 +1,11 @@
 # make demo | test | bench | format: each sets up what it needs, then does its job.
 SHELL := /bin/bash
-PACKAGES := libfabric-dev libfabric1 python3-pip coreutils
+PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODEL := .models/SmolLM2.gguf
 TE := .build/release/te
 
-.PHONY: setup model demo test test-rdma bench format lint clean
+.PHONY: setup model demo test test-rdma bench bench-setup format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -43,10 +43,16 @@ test: setup lint
 test-rdma:
 	@echo "the verbs provider and its suite on a kernel RDMA stack do not exist yet"; exit 1
 
-bench: $(TE)
+# Counted instructions need valgrind.
+bench-setup: PACKAGES += valgrind
+bench-setup: setup
+
+bench: bench-setup $(TE)
 	$(TE) bench p2p --provider shm --against limits
 	$(TE) bench p2p --provider shm --against limits --caller-memory --tests write,paged
 	$(TE) bench p2p --provider tcp --against limits
+	swift build -c release --product verbs-host-cost
+	Tests/VerbsHostCost/run .build/release/verbs-host-cost
 
 format:
 	swift format --in-place --recursive Package.swift Sources Tests examples/push/Package.swift examples/push/Sources

@@ -42,6 +42,10 @@ extension DomainState {
         while filled < room {
             let request = unsafe requests.baseAddress.unsafelyUnwrapped + (first + filled)
             guard unsafe request.pointee.target.pointee.peer == peer else { break }
+            if unsafe UInt64(bitPattern: Int64(request.pointee.length)) > longestWrite {
+                if filled == 0 { return (0, .outOfRange, 0) }
+                break
+            }
             if unsafe request.pointee.eighths > 0 {
                 guard unsafe takeImmediateCredit(connection, number) else { break }
             }

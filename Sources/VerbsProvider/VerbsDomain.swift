@@ -13,7 +13,7 @@ public import TransferCore
     public let port: VerbsPort
 
     // SAFETY: allocated in init and freed in deinit; used by one thread at a time (FabricDomain).
-    private let state: UnsafeMutablePointer<DomainState>
+    let state: UnsafeMutablePointer<DomainState>
     private let regions = unsafe Table<UnsafeMutablePointer<ibv_mr>?>(Limits.regions, repeating: nil)
     private let relaxedOrdering: Bool
     private let maximumWriteBytes: UInt64
@@ -67,8 +67,7 @@ public import TransferCore
         relaxedOrdering = options.relaxedOrdering
         self.port = port
         address = own.encoded
-        let longest = port.longestMessage > 0 ? port.longestMessage : Tuning.longestWrite
-        maximumWriteBytes = min(Tuning.longestWrite, longest)
+        maximumWriteBytes = unsafe state.pointee.longestWrite
         let gid = port.isEthernet ? port.choice.gid?.text ?? "?" : "lid \(port.lid)"
         attributes = DomainAttributes(
             provider: "verbs", fabric: port.isEthernet ? "roce" : "infiniband",
@@ -235,6 +234,11 @@ public import TransferCore
 
     /// What the domain has been through. From the thread that polls.
     public var statistics: VerbsStatistics { unsafe state.pointee.statistics }
+
+    /// Where the peer of a connection tells what it has taken, for tests that stand in for the peer.
+    package func creditWord(_ connection: Int) -> UnsafeMutableRawPointer {
+        unsafe state.pointee.memory.incomingCredit(connection)
+    }
 
     /// Moves the clock that handshakes go by, for tests.
     package func advanceClock(by nanoseconds: UInt64) { unsafe state.pointee.clockSkew &+= nanoseconds }
