@@ -61,8 +61,8 @@ extension DomainState {
             unsharedMessages += Int(connections[number].grantedMessages)
             let (cause, detail) = (connections[number].cause, connections[number].causeDetail)
             let ended = (connections[number].writes.ended, connections[number].messages.ended)
-            connections[number].writes.fail(from: ended.0, cause, detail)
-            connections[number].messages.fail(from: ended.1, cause, detail)
+            connections[number].writes.failRest(from: ended.0, cause, detail)
+            connections[number].messages.failRest(from: ended.1, cause, detail)
             let left = connections[number].writes.posted &- ended.0
             requestsInFlight -= Int(left)
             connections[number].writes.ended = connections[number].writes.posted

@@ -98,7 +98,7 @@ extension DomainState {
         unsafe initial.cap.max_send_sge = 1
         unsafe initial.cap.max_inline_data = inlineBytes
         var qp = unsafe handles.api.pointee.create_qp(handles.pd, &initial)
-        if unsafe qp == nil, inlineBytes > 0 {
+        if unsafe qp == nil, inlineBytes > 0, errno == EINVAL {
             // Not every device copies so many bytes into a request.
             inlineBytes = 0
             unsafe initial.cap.max_inline_data = 0
@@ -285,7 +285,7 @@ extension DomainState {
         abandon(number)
     }
 
-    private mutating func becomeReady(_ number: Int) {
+    mutating func becomeReady(_ number: Int) {
         connections[number].state = .ready
         peers[connections[number].peer].failedUntil = 0
         statistics.connected += 1

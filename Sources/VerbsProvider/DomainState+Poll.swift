@@ -173,7 +173,7 @@ extension DomainState {
         let distance = Int32(bitPattern: sequence &- queue.failedFrom)
         if distance < 0 { return (.success, 0, nearer(queue.failedFrom, queue.ended, from: sequence)) }
         if distance == 0 { return (queue.status, queue.detail, sequence &+ 1) }
-        return (.peerLost, queue.detail, queue.ended)
+        return (queue.laterStatus, queue.detail, queue.ended)
     }
 
     private func nearer(_ left: UInt32, _ right: UInt32, from start: UInt32) -> UInt32 {

@@ -17,6 +17,8 @@ extension DomainState {
         let wire = WireImmediate(rawValue: UInt32(bigEndian: unsafe entry.pointee.imm_data))
         page.add(eighths: wire.eighths, to: wire.immediate)
         guard let number = numbers.find(unsafe entry.pointee.qp_num) else { return }
+        // Whoever sends has seen that we can receive.
+        if connections[number].state == .bound { becomeReady(number) }
         connections[number].immediatesReceived &+= 1
         if connections[number].isCreditDue { owe(number) }
     }
@@ -36,6 +38,7 @@ extension DomainState {
         guard let number, unsafe entry.pointee.opcode == IBV_WC_RECV, length <= Limits.messageBytes,
             let output = unsafe output
         else { return }
+        if connections[number].state == .bound { becomeReady(number) }
         let bytes = unsafe UnsafeRawBufferPointer(start: memory.messageReceive(buffer), count: length)
         unsafe (output + outputCount).initialize(
             to: Completion(message: bytes, from: peers[connections[number].peer].engine))

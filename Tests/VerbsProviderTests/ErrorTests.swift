@@ -369,7 +369,7 @@ import TransferCore
 
     @Test func handshakesWakeByTimer() throws {
         let (network, a, b) = try Network.pair()
-        network.books.lose_every = 1
+        network.books.lose_percent = 100
         _ = unsafe try a.attach(b)
         for _ in 0..<10 where !a.domain.prepareToSleep() { a.poll() }
         var file = pollfd(fd: a.domain.wakeDescriptor, events: Int16(POLLIN), revents: 0)

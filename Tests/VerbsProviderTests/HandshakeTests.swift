@@ -32,15 +32,15 @@ import TransferCore
         #expect(a.statistics.broken == 0 && b.statistics.broken == 0)
     }
 
-    /// One or both begin; the first `lost` datagrams, or every second or third one, do not arrive.
+    /// One or both begin; the first `lost` datagrams, or a share of all by chance, do not arrive.
     @Test(arguments: 0..<8) func lostDatagrams(_ lost: UInt64) throws {
-        for (every, both) in [(0, false), (0, true), (2, false), (2, true), (3, true)] as [(UInt64, Bool)] {
+        for (percent, both) in [(0, false), (0, true), (50, false), (50, true), (70, true)] as [(UInt64, Bool)] {
             let (network, a, b) = try Network.pair()
             network.books.lose_datagrams = lost
-            network.books.lose_every = every
+            network.books.lose_percent = percent
             let there = unsafe try a.attach(b)
             if both { _ = unsafe try b.attach(a) }
-            #expect(network.run { a.isReady && b.isReady }, "lost \(lost), every \(every), both \(both)")
+            #expect(network.run { a.isReady && b.isReady }, "lost \(lost), \(percent) %, both \(both)")
             #expect(unsafe a.post(0..<3, to: there).accepted == 3)
             #expect(network.run { a.ended.count == 3 && b.count(of: 1) == 3 })
             #expect(a.statistics.broken == 0 && b.statistics.broken == 0)
@@ -76,14 +76,14 @@ import TransferCore
 
     @Test func deadlineIsAnErrorAndLaterAttemptsWork() throws {
         let (network, a, b) = try Network.pair { $0.connectTimeout = .milliseconds(300) }
-        network.books.lose_every = 1
+        network.books.lose_percent = 100
         let target = unsafe try a.attach(b)
         #expect(network.run { unsafe a.post(0..<1, to: target).status != .again })
         let refused = unsafe a.post(0..<1, to: target)
         #expect(refused.status == .peerLost && refused.detail == ETIMEDOUT)
         #expect(a.statistics.handshakesFailed == 1 && a.statistics.datagramsSent > 3)
         #expect(a.connections(.calling).isEmpty)
-        network.books.lose_every = 0
+        network.books.lose_percent = 0
         // For a moment everything for that peer fails, then it is tried again.
         #expect(network.run { unsafe a.post(1..<2, to: target).accepted == 1 })
         #expect(network.run { a.ended[1] == 1 && a.statuses[1] == .success })
@@ -198,18 +198,17 @@ import TransferCore
         for number in 0..<3000 {
             var bad = bytes
             switch number % 3 {
-            // Behind the first word of the epochs and before the address: fields that mean something.
-            case 0: bad[Int.random(in: 0..<24, using: &generator)] ^= UInt8.random(in: 1...255, using: &generator)
+            // Magic, version, names, epoch.
+            case 0: bad[[0, 1, 2, 3, 4, 8, 11, 15, 16, 23, 24, 31].randomElement(using: &generator) ?? 0] ^= UInt8.random(in: 1...255, using: &generator)
             case 1: bad.removeLast(Int.random(in: 1...128, using: &generator))
             default: bad = (0..<Int.random(in: 1...200)).map { _ in .random(in: 0...255, using: &generator) }
             }
-            if bad[6..<min(7, bad.count)] != bytes[6..<7], bad.count == 128, number % 3 == 0 { continue }
             deliver(bad, to: a, network)
             a.poll()
         }
         #expect(unsafe a.post(0..<1, to: target).accepted == 1)
         #expect(network.run { a.statuses[0] == .success })
-        #expect(a.statistics.datagramsIgnored >= 1500)
+        #expect(a.statistics.datagramsIgnored >= 1000)
     }
 
     @Test func addressesAndHellosSurviveTheWire() throws {

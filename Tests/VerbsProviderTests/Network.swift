@@ -6,19 +6,25 @@ import TransferCore
 
 @testable import VerbsProvider
 
+/// The NICs, for as long as anybody uses them.
+@safe final class StandIn {
+    let network: OpaquePointer
+    init(devices: Int, isEthernet: Bool) {
+        unsafe network = te_standin_new(Int32(devices), isEthernet ? 1 : 0)
+    }
+    deinit { unsafe te_standin_free(network) }
+}
+
 /// A network of stand-in NICs and the domains on it.
 @safe final class Network {
-    let standIn: OpaquePointer
+    private let owner: StandIn
     private(set) var ends: [End] = []
 
     init(devices: Int = 2, isEthernet: Bool = true) {
-        unsafe standIn = te_standin_new(Int32(devices), isEthernet ? 1 : 0)
+        owner = StandIn(devices: devices, isEthernet: isEthernet)
     }
 
-    deinit {
-        for end in ends { end.close() }
-        unsafe te_standin_free(standIn)
-    }
+    var standIn: OpaquePointer { unsafe owner.network }
 
     /// What happened and what is to happen.
     var books: te_standin_books {
@@ -42,7 +48,7 @@ import TransferCore
     func open(_ device: Int, _ change: (inout VerbsOptions) -> Void = { _ in }) throws -> End {
         var options = options(device)
         change(&options)
-        let end = try End(UInt64(ends.count + 1) * 1000, options, device)
+        let end = try End(UInt64(ends.count + 1) * 1000, options, device, owner)
         ends.append(end)
         return end
     }
@@ -83,6 +89,7 @@ import TransferCore
     private let output: UnsafeMutableBufferPointer<Completion>
     private var targets: [UnsafeMutablePointer<ImportedKey>] = unsafe []
     private(set) var isClosed = false
+    private let standIn: StandIn
 
     /// Requests that ended, by context, how the last one of each ended, and all messages.
     var ended: [UInt64: Int] = [:]
@@ -90,7 +97,8 @@ import TransferCore
     var details: [UInt64: Int32] = [:]
     var messages: [(bytes: [UInt8], sender: UInt64)] = []
 
-    init(_ number: UInt64, _ options: VerbsOptions, _ device: Int) throws {
+    init(_ number: UInt64, _ options: VerbsOptions, _ device: Int, _ standIn: StandIn) throws {
+        self.standIn = standIn
         unsafe pageMemory = Self.map(TargetPage.byteCount)
         unsafe memory = Self.map(length)
         unsafe page = TargetPage.initialize(pageMemory, engine: EngineID(rawValue: number))
@@ -199,9 +207,9 @@ import TransferCore
 
     var statistics: VerbsStatistics { domain.statistics }
 
-    /// Connections by state.
+    /// Connections by state, among the places that tests come to use.
     func connections(_ state: Connection.State) -> [Connection] {
-        (0..<Tuning.connections).map { unsafe domain.state.pointee.connections[$0] }.filter { $0.state == state }
+        (0..<16).map { unsafe domain.state.pointee.connections[$0] }.filter { $0.state == state }
     }
 
     var isReady: Bool { !connections(.ready).isEmpty }

@@ -30,11 +30,12 @@ import TransferCore
     }
 
     @Test func requestsOfOneContextAreReportedTogether() throws {
-        let (_, a, _, target) = unsafe try connected()
+        let (network, a, b, target) = unsafe try connected()
         let requests = (0..<64).map { _ in unsafe a.request(9, to: target) }
         #expect(a.post(requests).accepted == 64)
         a.poll(capacity: 1)
         #expect(a.ended[9] == 64)
+        #expect(network.run { b.count(of: 1) == 64 })
     }
 
     @Test func shortOnesAreCopiedAndEmptyOnesHaveNoPart() throws {
@@ -171,12 +172,13 @@ import TransferCore
 
     /// What ends and finds no room in the caller's buffer is handed out later.
     @Test func smallCompletionBuffers() throws {
-        let (_, a, b, target) = unsafe try connected()
+        let (network, a, b, target) = unsafe try connected()
         #expect(unsafe a.post(0..<200, to: target).accepted == 200)
         for round in 0..<300 {
             a.poll(capacity: 1 + round % 3)
             b.poll()
         }
+        #expect(network.books.completion_overruns == 0)
         #expect(a.ended.count == 200 && a.ended.values.allSatisfy { $0 == 1 })
     }
 
