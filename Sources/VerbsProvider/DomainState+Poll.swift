@@ -143,7 +143,9 @@ extension DomainState {
                 unsafe (status, detail, stop) = outcome(&connection.pointee.writes, sequence)
             }
             let first = sequence
-            repeat { sequence &+= 1 } while unsafe sequence != stop
+            repeat {
+                sequence &+= 1
+            } while unsafe sequence != stop
                 && connection.pointee.writes.contexts[Int(sequence & mask)] == context
             emit(context, sequence &- first, status, detail)
         }

@@ -35,7 +35,8 @@ extension DomainState {
         _ requests: UnsafeBufferPointer<WorkRequest>, from first: Int, _ number: Int, _ peer: Int
     ) -> (posted: Int, status: WorkStatus, detail: Int32) {
         let connection = unsafe connections.address(number)
-        let queued = unsafe min(Int(connection.pointee.writes.room), handles.sizes.requests - requestsInFlight)
+        let queued = unsafe min(
+            Int(connection.pointee.writes.room), handles.sizes.requests - requestsInFlight)
         let room = unsafe min(queued, min(chain.count, requests.count - first))
         var filled = 0
         while filled < room {

@@ -93,17 +93,16 @@ extension DomainState {
     }
 
     /// Asks to be told when the receives run low.
-    mutating func armLimit() {
+    func armLimit() {
+        unsafe arm(unsafe handles.immediateReceives, handles.sizes.immediateReceives)
+        unsafe arm(unsafe handles.messageReceives, handles.sizes.messageReceives)
+    }
+
+    private func arm(_ srq: UnsafeMutablePointer<ibv_srq>?, _ count: Int) {
+        guard let srq = unsafe srq else { return }
         var attributes = ibv_srq_attr()
-        for unsafe (srq, count) in unsafe [
-            (handles.immediateReceives, handles.sizes.immediateReceives),
-            (handles.messageReceives, handles.sizes.messageReceives),
-        ] {
-            attributes.srq_limit = UInt32(count / 16)
-            guard let srq = unsafe srq else { continue }
-            // A device that cannot tell is as good: the refill does not wait for the event.
-            _ = unsafe handles.api.pointee.modify_srq(
-                srq, &attributes, Int32(bitPattern: IBV_SRQ_LIMIT.rawValue))
-        }
+        attributes.srq_limit = UInt32(count / 16)
+        // A device that cannot tell is as good: the refill does not wait for the event.
+        _ = unsafe handles.api.pointee.modify_srq(srq, &attributes, Int32(bitPattern: IBV_SRQ_LIMIT.rawValue))
     }
 }

@@ -129,7 +129,8 @@ public import TransferCore
         } catch {
             throw TransferError(
                 .unavailable,
-                "\(attributes.name) takes no DMA-BUF (\(error.message)); it needs Linux 5.12 and a driver that can")
+                "\(attributes.name) takes no DMA-BUF (\(error.message)); it needs Linux 5.12 and a driver that can"
+            )
         }
     }
 
@@ -177,7 +178,8 @@ public import TransferCore
         let other = remote.nics[nic]
         guard other.fabric == attributes.fabric else {
             throw TransferError(
-                .unreachable, "\(attributes.name) speaks \(attributes.fabric), the peer's NIC \(other.fabric)")
+                .unreachable, "\(attributes.name) speaks \(attributes.fabric), the peer's NIC \(other.fabric)"
+            )
         }
         guard let address = unsafe NICAddress(other.address.span.bytes),
             address.isEthernet == port.isEthernet, other.key <= UInt64(UInt32.max)

@@ -124,7 +124,9 @@ import TransferCore
         }
         for _ in 0..<2000 {
             // Not the kinds of receives and datagrams, whose numbers would be right by chance.
-            let id = UInt64.random(in: 0..<1 << 61, using: &generator) | UInt64([1, 2, 7, 0][Int.random(in: 0..<4, using: &generator)]) << 61
+            let id =
+                UInt64.random(in: 0..<1 << 61, using: &generator) | UInt64(
+                    [1, 2, 7, 0][Int.random(in: 0..<4, using: &generator)]) << 61
             if WorkID(rawValue: id).connection == 0 { continue }
             unsafe te_standin_stray(network.standIn, 0, id, IBV_WC_SUCCESS)
             a.poll()
@@ -284,7 +286,8 @@ import TransferCore
             try network.open(0) { $0.subnet = "192.168.0.0/16" }
             Issue.record("an address that is not there was used")
         } catch let error as TransferError {
-            #expect(error.code == .unavailable && error.message.contains("no RoCE v2 address in 192.168.0.0/16"))
+            #expect(
+                error.code == .unavailable && error.message.contains("no RoCE v2 address in 192.168.0.0/16"))
         }
         do {
             try network.open(0) { $0.port = 2 }

@@ -34,7 +34,9 @@ import TransferCore
 
     /// One or both begin; the first `lost` datagrams, or a share of all by chance, do not arrive.
     @Test(arguments: 0..<8) func lostDatagrams(_ lost: UInt64) throws {
-        for (percent, both) in [(0, false), (0, true), (50, false), (50, true), (70, true)] as [(UInt64, Bool)] {
+        for (percent, both) in [(0, false), (0, true), (50, false), (50, true), (70, true)]
+            as [(UInt64, Bool)]
+        {
             let (network, a, b) = try Network.pair()
             network.books.lose_datagrams = lost
             network.books.lose_percent = percent
@@ -199,7 +201,9 @@ import TransferCore
             var bad = bytes
             switch number % 3 {
             // Magic, version, names, epoch.
-            case 0: bad[[0, 1, 2, 3, 4, 8, 11, 15, 16, 23, 24, 31].randomElement(using: &generator) ?? 0] ^= UInt8.random(in: 1...255, using: &generator)
+            case 0:
+                bad[[0, 1, 2, 3, 4, 8, 11, 15, 16, 23, 24, 31].randomElement(using: &generator) ?? 0] ^=
+                    UInt8.random(in: 1...255, using: &generator)
             case 1: bad.removeLast(Int.random(in: 1...128, using: &generator))
             default: bad = (0..<Int.random(in: 1...200)).map { _ in .random(in: 0...255, using: &generator) }
             }

@@ -124,7 +124,7 @@ import TransferCore
         _ = unsafe munmap(memory, length)
         _ = unsafe munmap(pageMemory, TargetPage.byteCount)
         unsafe output.deallocate()
-        for unsafe target in unsafe targets { unsafe target.deallocate() }
+        unsafe targets.forEach { unsafe $0.deallocate() }
     }
 
     func close() {
@@ -162,7 +162,8 @@ import TransferCore
     /// Polls with room for `capacity` completions.
     func poll(capacity: Int = 32) {
         let count = unsafe domain.poll(UnsafeMutableBufferPointer(rebasing: output[..<capacity]))
-        for unsafe entry in unsafe output.prefix(count) {
+        for index in 0..<count {
+            let entry = unsafe output[index]
             if entry.count == 0 {
                 unsafe messages.append((Array(entry.message), entry.context))
             } else {

@@ -18,7 +18,8 @@ import TransferCore
         return unsafe (network, a, b, target)
     }
 
-    @Test(arguments: [1, 4, 16, 64]) func requestsAreChainedAndTheLastOfEachChainReports(_ length: Int) throws {
+    @Test(arguments: [1, 4, 16, 64]) func requestsAreChainedAndTheLastOfEachChainReports(_ length: Int) throws
+    {
         let (network, a, b, target) = unsafe try connected { $0.chainLength = length }
         #expect(unsafe a.post(0..<100, to: target).accepted == 100)
         let chains = UInt64((100 + length - 1) / length)
@@ -65,7 +66,10 @@ import TransferCore
 
     @Test func immediatesCarryTheirFractionAndDataIsRight() throws {
         let (network, a, b, target) = unsafe try connected()
-        for index in 0..<4096 { unsafe a.memory.storeBytes(of: UInt8(truncatingIfNeeded: index * 7), toByteOffset: index, as: UInt8.self) }
+        for index in 0..<4096 {
+            unsafe a.memory.storeBytes(
+                of: UInt8(truncatingIfNeeded: index * 7), toByteOffset: index, as: UInt8.self)
+        }
         let eighths: [UInt32] = [4, 2, 1, 1, 0]
         let requests = eighths.enumerated().map { position, part in
             unsafe a.request(
@@ -161,13 +165,17 @@ import TransferCore
         #expect(
             network.run {
                 if posted < 3000 {
-                    posted += unsafe a.post(UInt64(posted)..<UInt64(min(posted + 50, 3000)), to: target).accepted
+                    posted += unsafe a.post(UInt64(posted)..<UInt64(min(posted + 50, 3000)), to: target)
+                        .accepted
                 }
                 let big = [UInt8](repeating: UInt8(sent % 251), count: Limits.messageBytes)
                 if sent < 60 { sent += unsafe a.send(big, to: target, context: 1 << 40).accepted }
                 return b.messages.count == 60 && b.count(of: 1) == 3000
             })
-        #expect(b.messages.enumerated().allSatisfy { $1.bytes.count == Limits.messageBytes && $1.bytes[0] == $0 % 251 })
+        #expect(
+            b.messages.enumerated().allSatisfy {
+                $1.bytes.count == Limits.messageBytes && $1.bytes[0] == $0 % 251
+            })
     }
 
     /// What ends and finds no room in the caller's buffer is handed out later.
