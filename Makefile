@@ -1,15 +1,19 @@
-# make demo | test | bench | bench-peers | bench-netns | format: each sets up what it needs, then does its job.
+# make demo | test | test-rdma | rdma-shell | bench | bench-peers | bench-netns | docs | format: each sets up what it
+# needs, then does its job.
 SHELL := /bin/bash
-PACKAGES := libfabric-dev libfabric1 python3-pip coreutils
+PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
 RIG ?= qemu
-RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils ibverbs-providers libibverbs-dev \
-  librdmacm-dev perftest libfabric-bin python3
+RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils librdmacm-dev perftest libfabric-bin \
+  python3
 RIG_PACKAGES_qemu := qemu-system-x86
 RIG_PACKAGES_uml := gcc libc6-dev make flex bison bc binutils
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODEL := .models/SmolLM2.gguf
 TE := .build/release/te
+SOURCES := Package.swift Sources Tests IntegrationTests examples/push/Package.swift examples/push/Sources
+# The suites whose promise holds for optimised code only.
+OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
 .PHONY: setup model demo test setup-rdma test-rdma rdma-shell bench bench-peers bench-netns docs format lint clean
 
@@ -37,11 +41,14 @@ demo: $(TE) model
 	$(TE) demo
 
 lint:
-	swift format lint --strict --recursive Package.swift Sources Tests IntegrationTests examples/push/Package.swift examples/push/Sources
+	swift format lint --strict --recursive $(SOURCES)
 
 test: setup lint
 	swift build --build-tests
 	swift test --skip-build
+	swift build $(OPTIMISED) --build-tests
+	swift test $(OPTIMISED) --skip-build --filter AllocationTests
+	dev/docs
 	swift build -c release --product te
 	$(TE) demo --quick
 	swift run --package-path examples/push push
@@ -58,11 +65,15 @@ test-rdma: setup-rdma
 rdma-shell: setup-rdma
 	RIG=$(RIG) IntegrationTests/rdma-vm/run -i -n 4 -t 86400
 
+# Beside the machine's limits; and instructions for each work request, counted by valgrind.
+bench: PACKAGES += valgrind
 bench: $(TE)
 	$(TE) bench p2p --provider shm --against limits
 	$(TE) bench p2p --provider shm --against limits --caller-memory --tests write,paged
 	$(TE) bench p2p --provider tcp --against limits
 	$(TE) bench idle
+	swift build -c release --product verbs-host-cost
+	Tests/VerbsHostCost/run .build/release/verbs-host-cost
 
 # Beside raw libfabric, NIXL, Mooncake and UCX. ARGS="--check" fails when a row is below what docs/benchmarks.md requires.
 bench-peers: PACKAGES += gcc libc6-dev ucx-utils iproute2 python3-venv
@@ -74,8 +85,12 @@ bench-netns: PACKAGES += iproute2 python3
 bench-netns: $(TE)
 	$(SUDO) python3 Benchmarks/netns/limited.py $(ARGS)
 
+docs:
+	swift build
+	dev/docs
+
 format:
-	swift format --in-place --recursive Package.swift Sources Tests IntegrationTests examples/push/Package.swift examples/push/Sources
+	swift format --in-place --recursive $(SOURCES)
 
 clean:
 	rm -rf .build .build-* examples/push/.build
