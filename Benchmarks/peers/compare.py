@@ -321,6 +321,11 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
+    # What was started is to end also when we are told to.
+    def leave(number, _):
+        raise SystemExit(f"ended by signal {number}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
     if options.setup:
         set_up()
     if not options.python:
