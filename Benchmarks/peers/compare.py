@@ -289,11 +289,15 @@ def print_table(rows):
 
 
 def set_up():
-    """Makes a virtual environment with the Python peers."""
+    """Makes a virtual environment with the Python peers.
+
+    Without what they depend on: NIXL asks for PyTorch, gigabytes that nothing here uses.
+    """
     print(f"installing {', '.join(PACKAGES)} into {VENV}", file=sys.stderr)
     try:
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True, timeout=120)
-        subprocess.run([VENV / "bin/python", "-m", "pip", "install", "--quiet", *PACKAGES], check=True, timeout=900)
+        install = [VENV / "bin/python", "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
+        subprocess.run(install, check=True, timeout=900)
     except (subprocess.SubprocessError, OSError) as error:
         print(f"note: {error}; what is missing will not be measured", file=sys.stderr)
 
