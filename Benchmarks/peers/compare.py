@@ -289,11 +289,15 @@ def print_table(rows):
 
 
 def set_up():
-    """Makes a virtual environment with the Python peers."""
+    """Makes a virtual environment with the Python peers.
+
+    Without what they depend on: NIXL asks for PyTorch, gigabytes that nothing here uses.
+    """
     print(f"installing {', '.join(PACKAGES)} into {VENV}", file=sys.stderr)
     try:
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True, timeout=120)
-        subprocess.run([VENV / "bin/python", "-m", "pip", "install", "--quiet", *PACKAGES], check=True, timeout=900)
+        install = [VENV / "bin/python", "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
+        subprocess.run(install, check=True, timeout=900)
     except (subprocess.SubprocessError, OSError) as error:
         print(f"note: {error}; what is missing will not be measured", file=sys.stderr)
 
@@ -321,6 +325,11 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
+    # What was started is to end also when we are told to.
+    def leave(number, _):
+        raise SystemExit(f"ended by signal {number}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
     if options.setup:
         set_up()
     if not options.python:

@@ -6,6 +6,9 @@ internal import TransferEngine
 final class Pinger: @unchecked Sendable {
     // SAFETY: after `start` only the engine's thread touches the fields, until it sets `hasEnded`.
     let hasEnded = Atomic<Bool>(false)
+    /// How many batches of round trips there are at least, so that a short measurement has more than a few.
+    static let fewestBatches = 10
+
     private(set) var samples: [Double] = []
     private let side: BenchSide
     private let seconds: Double
@@ -38,7 +41,7 @@ final class Pinger: @unchecked Sendable {
                 let now = te_monotonic_nanoseconds()
                 samples.append(Double(now - began) / 40_000)
                 began = now
-                if now > end {
+                if now > end, samples.count > Self.fewestBatches {
                     hasEnded.store(true, ordering: .releasing)  // pairs with the load in pingFromCallbacks
                     return
                 }

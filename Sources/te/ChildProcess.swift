@@ -1,5 +1,6 @@
 internal import CPlatform
 internal import Glibc
+internal import Platform
 internal import TransferEngine
 
 /// Another process running this very program, spoken to by lines over its standard input and output.
@@ -41,7 +42,9 @@ final class ChildProcess {
         self.process = process
         toChild = input[1]
         fromChild = output[0]
-        guard failed == 0 else { throw TransferError(.limitReached, "no child process: error \(failed)") }
+        guard failed == 0 else {
+            throw TransferError(.limitReached, "'\(words[0])' does not start: \(errorText(failed))")
+        }
     }
 
     deinit { end() }
