@@ -15,6 +15,9 @@ let strict: [SwiftSetting] = [
 let hot: [SwiftSetting] =
     strict + [.unsafeFlags(["-cross-module-optimization"], .when(configuration: .release))]
 
+/// Code that is not checked for memory safety says `unsafe`, and beside it why it is not wrong.
+let safe: [SwiftSetting] = [.strictMemorySafety()]
+
 let libfabric = Target.Dependency.target(name: "LibfabricProvider", condition: .when(traits: ["Libfabric"]))
 
 let package = Package(
@@ -33,12 +36,12 @@ let package = Package(
     targets: [
         .target(name: "CPlatform"),
         .target(name: "CLibfabric"),
-        .target(name: "TransferCore", swiftSettings: hot),
-        .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot),
+        .target(name: "TransferCore", swiftSettings: hot + safe),
+        .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot + safe),
         .target(
             name: "SharedMemoryProvider", dependencies: ["TransferCore", "Platform", "CPlatform"],
-            swiftSettings: hot),
-        .target(name: "SimulatedProvider", dependencies: ["TransferCore"], swiftSettings: hot),
+            swiftSettings: hot + safe),
+        .target(name: "SimulatedProvider", dependencies: ["TransferCore"], swiftSettings: hot + safe),
         .target(
             name: "LibfabricProvider", dependencies: ["TransferCore", "CPlatform", "CLibfabric"],
             swiftSettings: hot),
@@ -48,7 +51,7 @@ let package = Package(
                 "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
                 libfabric,
             ],
-            swiftSettings: hot),
+            swiftSettings: hot + safe),
         .executableTarget(
             name: "te",
             dependencies: [
@@ -58,6 +61,7 @@ let package = Package(
             swiftSettings: hot),
         .testTarget(
             name: "TransferEngineTests", dependencies: ["TransferEngine", "CPlatform"], swiftSettings: strict),
+        .testTarget(name: "PlatformTests", dependencies: ["CPlatform"], swiftSettings: strict),
         .testTarget(name: "TransferCoreTests", dependencies: ["TransferCore"], swiftSettings: strict),
         .testTarget(
             name: "SimulatedProviderTests", dependencies: ["SimulatedProvider", "TransferCore"],
@@ -69,6 +73,7 @@ let package = Package(
         .testTarget(
             name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider"],
             swiftSettings: strict),
+        .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(
             name: "AllocationTests",

@@ -5,7 +5,8 @@ internal import Glibc
 ///
 /// Workers are raw threads and not tasks: they spin, they are pinned, and nothing else may run on them.
 public final class PlatformThread: @unchecked Sendable {
-    // SAFETY: `handle` is written in `init` and read in `join`, which the owner calls once.
+    // SAFETY: `handle` is written in `init` and read in `join`, which the owner calls once. The new thread gets a retained
+    // `Start` and takes it over; when there is no thread, `init` releases it.
     private var handle = pthread_t()
     private var isJoined = false
 
@@ -22,19 +23,19 @@ public final class PlatformThread: @unchecked Sendable {
 
     /// Starts a thread; `name` is cut to 15 characters, `cpu` pins it. Returns nil when the system has no thread left.
     public init?(name: String, cpu: Int? = nil, body: @escaping @Sendable () -> Void) {
-        let start = Unmanaged.passRetained(Start(name: name, cpu: cpu, body: body))
-        let failed = pthread_create(
+        let start = unsafe Unmanaged.passRetained(Start(name: name, cpu: cpu, body: body))
+        let failed = unsafe pthread_create(
             &handle, nil,
             { @Sendable argument in
-                guard let argument else { return nil }
-                let start = Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
-                _ = te_name_thread(String(start.name.prefix(15)))
+                guard let argument = unsafe argument else { return nil }
+                let start = unsafe Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
+                _ = unsafe te_name_thread(String(start.name.prefix(15)))
                 if let cpu = start.cpu { _ = te_pin_self(Int32(cpu)) }
                 start.body()
                 return nil
             }, start.toOpaque())
         guard failed == 0 else {
-            start.release()
+            unsafe start.release()
             return nil
         }
     }
@@ -55,6 +56,6 @@ public final class PlatformThread: @unchecked Sendable {
 /// Processors that this process may use.
 public func allowedProcessors() -> [Int] {
     var cpus = [Int32](repeating: 0, count: 1024)
-    let count = te_allowed_cpus(&cpus, Int32(cpus.count))
+    let count = unsafe te_allowed_cpus(&cpus, Int32(cpus.count))
     return cpus.prefix(max(0, Int(count))).map(Int.init)
 }

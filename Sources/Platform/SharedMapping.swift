@@ -3,7 +3,7 @@ internal import Glibc
 public import TransferCore
 
 /// Memory that can be handed to another process: a mapping, and usually the memory file behind it.
-public struct SharedMapping: @unchecked Sendable {
+@safe public struct SharedMapping: @unchecked Sendable {
     // SAFETY: plain numbers; who may touch the memory is the owner's affair.
     /// First byte, page aligned.
     public let base: UnsafeMutableRawPointer
@@ -13,7 +13,7 @@ public struct SharedMapping: @unchecked Sendable {
     public let file: Int32
 
     private init(base: UnsafeMutableRawPointer, byteCount: Int, file: Int32) {
-        self.base = base
+        unsafe self.base = base
         self.byteCount = byteCount
         self.file = file
     }
@@ -26,17 +26,16 @@ public struct SharedMapping: @unchecked Sendable {
         let huge = 2 << 20
         if hugePages {
             let rounded = (byteCount + huge - 1) / huge * huge
-            let file = te_memory_file(name, UInt64(rounded), 1)
+            let file = unsafe te_memory_file(name, UInt64(rounded), 1)
             if file >= 0 {
                 // With a reservation a shortage of huge pages shows here, and not as a signal in the middle of a write.
-                let flags = MAP_SHARED | MAP_POPULATE
-                if let base = mmap(nil, rounded, PROT_READ | PROT_WRITE, flags, file, 0), base != MAP_FAILED {
-                    return SharedMapping(base: base, byteCount: rounded, file: file)
+                if let base = unsafe mapping(of: file, byteCount: rounded, MAP_SHARED | MAP_POPULATE) {
+                    return unsafe SharedMapping(base: base, byteCount: rounded, file: file)
                 }
                 close(file)
             }
         }
-        let file = te_memory_file(name, UInt64(byteCount), 0)
+        let file = unsafe te_memory_file(name, UInt64(byteCount), 0)
         guard file >= 0 else {
             throw TransferError(
                 .limitReached,
@@ -55,25 +54,29 @@ public struct SharedMapping: @unchecked Sendable {
         -> SharedMapping
     {
         let flags = MAP_SHARED | MAP_NORESERVE | (isPopulated ? MAP_POPULATE : 0)
-        guard let base = mmap(nil, byteCount, PROT_READ | PROT_WRITE, flags, file, 0), base != MAP_FAILED
-        else {
+        guard let base = unsafe mapping(of: file, byteCount: byteCount, flags) else {
             throw TransferError(.limitReached, "mapping \(byteCount) bytes failed: \(errorText(errno))")
         }
-        return SharedMapping(base: base, byteCount: byteCount, file: file)
+        return unsafe SharedMapping(base: base, byteCount: byteCount, file: file)
+    }
+
+    private static func mapping(of file: Int32, byteCount: Int, _ flags: Int32) -> UnsafeMutableRawPointer? {
+        let base = unsafe mmap(nil, byteCount, PROT_READ | PROT_WRITE, flags, file, 0)
+        return unsafe base == MAP_FAILED ? nil : base
     }
 
     /// The same mapping for a holder that has closed the file.
-    public var withoutFile: SharedMapping { SharedMapping(base: base, byteCount: byteCount, file: -1) }
+    public var withoutFile: SharedMapping { unsafe SharedMapping(base: base, byteCount: byteCount, file: -1) }
 
     /// Removes the mapping and closes the file.
     public func unmap() {
-        munmap(base, byteCount)
+        unsafe munmap(base, byteCount)
         if file >= 0 { close(file) }
     }
 }
 
 /// The system's text for an error number.
 public func errorText(_ number: Int32) -> String {
-    guard let text = strerror(number) else { return "error \(number)" }
-    return String(cString: text)
+    guard let text = unsafe strerror(number) else { return "error \(number)" }
+    return unsafe String(cString: text)
 }

@@ -6,7 +6,9 @@ internal import TransferCore
 /// It carries messages, and writes into memory that the sender can neither map nor write by a system call. The
 /// consumer leaves each record's fate in the record itself before it moves `head` past it; the producer reads it
 /// there, so that errors need no way back.
-struct ByteRing {
+@safe struct ByteRing {
+    // SAFETY: `base` points to `byteCount` mapped bytes, until the owner of the ring unmaps them. Records are copied out
+    // before they are looked at, because the other side may change them at any time, and never reach beyond the buffer.
     static let capacity: UInt64 = 1 << 20
     static let dataOffset = 4096
     static let byteCount = dataOffset + Int(capacity)
@@ -15,16 +17,20 @@ struct ByteRing {
 
     let base: UnsafeMutableRawPointer
 
-    /// Bytes consumed since the beginning; written by the consumer.
-    var head: UnsafeMutablePointer<Atomic<UInt64>> { base.assumingMemoryBound(to: Atomic<UInt64>.self) }
-    /// Bytes produced since the beginning; written by the producer.
-    var tail: UnsafeMutablePointer<Atomic<UInt64>> {
-        (base + 128).assumingMemoryBound(to: Atomic<UInt64>.self)
+    /// How far the two sides are.
+    struct Ends: ~Copyable {
+        /// Bytes consumed since the beginning; written by the consumer.
+        let head: Atomic<UInt64>
+        private let padding: InlineArray<15, UInt64>
+        /// Bytes produced since the beginning; written by the producer.
+        let tail: Atomic<UInt64>
     }
+
+    var ends: Ends { unsafeAddress { unsafe UnsafePointer(base.assumingMemoryBound(to: Ends.self)) } }
 
     /// Where position `position` lies.
     func address(_ position: UInt64) -> UnsafeMutableRawPointer {
-        base + Self.dataOffset + Int(position & (Self.capacity - 1))
+        unsafe base + Self.dataOffset + Int(position & (Self.capacity - 1))
     }
 
     /// Bytes from `position` to the end of the buffer, which no record crosses.
@@ -42,15 +48,15 @@ struct ByteRing {
             guard start + UInt64(stride) <= limit else { return nil }
             // A remainder too small for a record is skipped without one.
             if untilWrap >= FrameRecord.byteCount {
-                address(position).storeBytes(
+                unsafe address(position).storeBytes(
                     of: FrameRecord(padding: untilWrap - FrameRecord.byteCount), as: FrameRecord.self)
             }
         }
         guard start + UInt64(stride) <= limit else { return nil }
-        let target = address(start)
-        target.storeBytes(of: record, as: FrameRecord.self)
-        if let source = bytes.baseAddress, !bytes.isEmpty {
-            (target + FrameRecord.byteCount).copyMemory(from: source, byteCount: bytes.count)
+        let target = unsafe address(start)
+        unsafe target.storeBytes(of: record, as: FrameRecord.self)
+        if let source = bytes.baseAddress, unsafe !bytes.isEmpty {
+            unsafe (target + FrameRecord.byteCount).copyMemory(from: source, byteCount: bytes.count)
         }
         return (start, start + UInt64(stride))
     }
@@ -61,7 +67,7 @@ struct ByteRing {
         if untilWrap < FrameRecord.byteCount {
             return (FrameRecord(padding: 0), position + UInt64(untilWrap))
         }
-        let record = address(position).loadUnaligned(as: FrameRecord.self)
+        let record = unsafe address(position).loadUnaligned(as: FrameRecord.self)
         if record.kind == FrameRecord.Kind.padding { return (record, position + UInt64(untilWrap)) }
         let stride = FrameRecord.stride(length: Int(record.length))
         guard Int(record.length) <= Self.recordBytes, stride <= untilWrap, position + UInt64(stride) <= tail
@@ -69,14 +75,20 @@ struct ByteRing {
         return (record, position + UInt64(stride))
     }
 
+    /// The data of a record that `record(at:tail:)` has returned for this position.
+    func bytes(of record: FrameRecord, at position: UInt64) -> UnsafeRawBufferPointer {
+        unsafe UnsafeRawBufferPointer(
+            start: address(position) + FrameRecord.byteCount, count: Int(record.length))
+    }
+
     /// The consumer's verdict on the write at `position`, left in the record's kind.
     func leave(_ status: WorkStatus, at position: UInt64) {
-        address(position).storeBytes(of: UInt32(status.rawValue) << 8, as: UInt32.self)
+        unsafe address(position).storeBytes(of: UInt32(status.rawValue) << 8, as: UInt32.self)
     }
 
     /// What the consumer left.
     func verdict(at position: UInt64) -> WorkStatus {
-        let kind = address(position).loadUnaligned(as: UInt32.self)
+        let kind = unsafe address(position).loadUnaligned(as: UInt32.self)
         return WorkStatus(rawValue: UInt8(truncatingIfNeeded: kind >> 8)) ?? .providerFailed
     }
 }

@@ -38,8 +38,8 @@ struct ControlPacket {
     /// Sends the packet; returns 0 or -errno.
     func send(to socket: Int32, files: [Int32] = []) -> Int32 {
         var packet = self
-        return withUnsafeBytes(of: &packet) {
-            te_unix_send(socket, $0.baseAddress, $0.count, files, Int32(files.count))
+        return unsafe withUnsafeBytes(of: &packet) {
+            unsafe te_unix_send(socket, $0.baseAddress, $0.count, files, Int32(files.count))
         }
     }
 
@@ -48,8 +48,8 @@ struct ControlPacket {
         var packet = ControlPacket(0)
         var files = [Int32](repeating: -1, count: 4)
         var fileCount: Int32 = 0
-        let got = withUnsafeMutableBytes(of: &packet) {
-            te_unix_receive(socket, $0.baseAddress, $0.count, &files, 4, &fileCount)
+        let got = unsafe withUnsafeMutableBytes(of: &packet) {
+            unsafe te_unix_receive(socket, $0.baseAddress, $0.count, &files, 4, &fileCount)
         }
         let received = Array(files.prefix(Int(fileCount)))
         guard got == MemoryLayout<ControlPacket>.size, packet.magic == magic else {
@@ -63,9 +63,9 @@ struct ControlPacket {
 /// A number that is the same for all processes of one running machine: peers with another one are not on this host.
 func hostIdentity() -> UInt64 {
     var text = [UInt8](repeating: 0, count: 64)
-    let file = open("/proc/sys/kernel/random/boot_id", O_RDONLY)
+    let file = unsafe open("/proc/sys/kernel/random/boot_id", O_RDONLY)
     guard file >= 0 else { return 0 }
     defer { close(file) }
-    let count = read(file, &text, text.count)
+    let count = unsafe read(file, &text, text.count)
     return text.prefix(max(0, count)).reduce(0xCBF2_9CE4_8422_2325) { ($0 ^ UInt64($1)) &* 0x100_0000_01B3 }
 }

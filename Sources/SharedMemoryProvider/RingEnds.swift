@@ -3,7 +3,7 @@ internal import Synchronization
 internal import TransferCore
 
 /// The producer's end of a ring.
-struct OutgoingRing {
+struct OutgoingRing: ~Copyable {
     let mapping: SharedMapping
     private let ring: ByteRing
     private var tail: UInt64 = 0
@@ -17,14 +17,14 @@ struct OutgoingRing {
         var isMessage: Bool
     }
     private static let pendingCapacity = 4096
-    private let pending: UnsafeMutablePointer<Pending>
+    private let pending = Table(
+        repeating: Pending(record: 0, end: 0, context: 0, isMessage: false), count: Self.pendingCapacity)
     private var pendingFirst = 0
     private var pendingEnd = 0
 
     init(_ mapping: SharedMapping) {
         self.mapping = mapping
-        ring = ByteRing(base: mapping.base)
-        pending = .allocate(capacity: Self.pendingCapacity)
+        ring = unsafe ByteRing(base: mapping.base)
     }
 
     var isEmpty: Bool { pendingFirst == pendingEnd }
@@ -33,13 +33,14 @@ struct OutgoingRing {
     mutating func append(_ record: FrameRecord, _ bytes: UnsafeRawBufferPointer, context: UInt64) -> Bool {
         guard pendingEnd - pendingFirst < Self.pendingCapacity else { return false }
         // Only what has been collected may be overwritten: verdicts lie in the records.
-        guard let (position, end) = ring.append(record, bytes, at: tail, limit: head + ByteRing.capacity)
+        guard
+            let (position, end) = unsafe ring.append(record, bytes, at: tail, limit: head + ByteRing.capacity)
         else { return false }
         pending[pendingEnd & (Self.pendingCapacity - 1)] = Pending(
             record: position, end: end, context: context, isMessage: record.kind == FrameRecord.Kind.message)
         pendingEnd += 1
         tail = end
-        ring.tail.pointee.store(tail, ordering: .sequentiallyConsistent)  // pairs with the load in drain
+        ring.ends.tail.store(tail, ordering: .sequentiallyConsistent)  // pairs with the load in drain
         return true
     }
 
@@ -47,12 +48,12 @@ struct OutgoingRing {
     mutating func collect(into completions: UnsafeMutableBufferPointer<Completion>, _ count: inout Int) {
         guard !isEmpty else { return }
         // pairs with the store in IncomingRing.drain
-        let consumed = ring.head.pointee.load(ordering: .acquiring)
+        let consumed = ring.ends.head.load(ordering: .acquiring)
         while pendingFirst < pendingEnd, count < completions.count {
             let next = pending[pendingFirst & (Self.pendingCapacity - 1)]
             guard next.end <= consumed else { break }
             let status = next.isMessage ? .success : ring.verdict(at: next.record)
-            completions[count] = Completion(context: next.context, count: 1, status: status)
+            unsafe completions[count] = Completion(context: next.context, count: 1, status: status)
             count += 1
             pendingFirst += 1
             head = next.end
@@ -70,13 +71,14 @@ struct IncomingRing {
 
     init(_ mapping: SharedMapping) {
         self.mapping = mapping
-        ring = ByteRing(base: mapping.base)
+        ring = unsafe ByteRing(base: mapping.base)
     }
 
     var isEmpty: Bool {
-        !isSound || ring.tail.pointee.load(ordering: .acquiring) == head && published == head
+        // pairs with the store in append
+        !isSound || ring.ends.tail.load(ordering: .acquiring) == head && published == head
     }
-    private var published: UInt64 { ring.head.pointee.load(ordering: .relaxed) }
+    private var published: UInt64 { ring.ends.head.load(ordering: .relaxed) }
 
     /// Releases what the last call returned, carries out writes and returns messages until the space is used up.
     mutating func drain(
@@ -84,7 +86,7 @@ struct IncomingRing {
     ) {
         guard isSound else { return }
         release()
-        let tail = ring.tail.pointee.load(ordering: .acquiring)  // pairs with the store in append
+        let tail = ring.ends.tail.load(ordering: .acquiring)  // pairs with the store in append
         guard tail >= head, tail - head <= ByteRing.capacity else {
             isSound = false
             return
@@ -95,12 +97,11 @@ struct IncomingRing {
                 isSound = false
                 return
             }
-            let bytes = UnsafeRawBufferPointer(
-                start: ring.address(head) + FrameRecord.byteCount, count: Int(record.length))
+            let bytes = unsafe ring.bytes(of: record, at: head)
             if record.kind == FrameRecord.Kind.write {
-                ring.leave(record.apply(bytes, to: page), at: head)
+                ring.leave(unsafe record.apply(bytes, to: page), at: head)
             } else if record.kind == FrameRecord.Kind.message {
-                completions[count] = Completion(message: bytes, from: record.sender)
+                unsafe completions[count] = Completion(message: bytes, from: record.sender)
                 count += 1
                 holdsMessage = true
             }
@@ -111,6 +112,6 @@ struct IncomingRing {
 
     private func release() {
         // pairs with the load in collect
-        if published != head { ring.head.pointee.store(head, ordering: .releasing) }
+        if published != head { ring.ends.head.store(head, ordering: .releasing) }
     }
 }

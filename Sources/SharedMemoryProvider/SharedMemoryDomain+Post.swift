@@ -13,68 +13,97 @@ extension SharedMemoryDomain {
     }
 
     public func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult {
-        guard let first = requests.baseAddress, !requests.isEmpty else {
-            return PostResult(accepted: 0, isComplete: true, status: .success)
-        }
-        if first.pointee.target.pointee.mapping == 0,
-            peers[first.pointee.target.pointee.peer].outgoing != nil,
-            first.pointee.target.pointee.maximumWriteBytes <= UInt64(ByteRing.recordBytes)
-        {
-            return postBounced(requests)
-        }
+        guard requests.count > 0 else { return PostResult(accepted: 0, isComplete: true, status: .success) }
+        if unsafe isBounced(requests[0].target) { return unsafe postBounced(requests) }
         var due = Due()
         var index = 0
         var status = WorkStatus.success
         var detail: Int32 = 0
-        while index < requests.count {
-            let target = first[index].target
+        while index < requests.count, status == .success {
+            // The engine's keys stay in place during the call; requests to one target form a run.
+            let target = unsafe requests[index].target
+            if unsafe isBounced(target) { break }
             var end = index + 1
-            while end < requests.count, first[end].target == target { end += 1 }
-            let run = UnsafeBufferPointer(start: first + index, count: end - index)
-            let slot = peers[target.pointee.peer].page.region(target.pointee.index)
-            guard slot.pointee.enter(expecting: target.pointee.key) else {
-                status = .staleRegion
-                break
-            }
-            if target.pointee.mapping != 0 {
-                copy(run, &due)
-            } else if isBounced(target) {
-                slot.pointee.leave()
-                break
-            } else {
-                (status, detail) = writeProcess(run, &due)
-            }
-            slot.pointee.leave()
-            if status != .success { break }
-            index = end
+            while end < requests.count, unsafe requests[end].target == target { end += 1 }
+            (status, detail) = unsafe write(requests, index..<end, to: target, &due)
+            if status == .success { index = end }
         }
         pay(&due)
         return PostResult(accepted: index, isComplete: true, status: status, detail: detail)
     }
 
+    /// Whether writes to the target go through its engine's ring.
     private func isBounced(_ target: UnsafePointer<ImportedKey>) -> Bool {
-        target.pointee.maximumWriteBytes <= UInt64(ByteRing.recordBytes)
+        unsafe target.pointee.mapping == 0
+            && target.pointee.maximumWriteBytes <= UInt64(ByteRing.recordBytes)
     }
 
-    private func copy(_ run: UnsafeBufferPointer<WorkRequest>, _ due: inout Due) {
-        guard let first = run.baseAddress,
-            let base = UnsafeMutableRawPointer(bitPattern: first.pointee.target.pointee.mapping)
-        else { return }
-        let peer = first.pointee.target.pointee.peer
-        for index in 0..<run.count {
-            let request = first + index
-            memcpy(base + Int(request.pointee.targetOffset), request.pointee.source, request.pointee.length)
-            if request.pointee.eighths > 0 { add(request, peer, &due) }
+    /// Carries out a run of requests to one target, inside its region.
+    private func write(
+        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>,
+        to target: UnsafePointer<ImportedKey>,
+        _ due: inout Due
+    ) -> (WorkStatus, Int32) {
+        let page = unsafe peers[target.pointee.peer].page
+        let region = unsafe target.pointee.index
+        guard unsafe page[region: region].enter(expecting: target.pointee.key) else {
+            return (.staleRegion, 0)
         }
+        defer { page[region: region].leave() }
+        guard let base = unsafe UnsafeMutableRawPointer(bitPattern: target.pointee.mapping) else {
+            return unsafe writeProcess(requests, run, to: target, &due)
+        }
+        unsafe copy(requests, run, to: base)
+        let peer = unsafe target.pointee.peer
+        for index in run {
+            let request = unsafe requests[index]
+            add(request.immediate, request.eighths, peer, &due)
+        }
+        return (.success, 0)
+    }
+
+    /// Copies a run of requests into the mapping at `base`. When this returns the data precedes whatever is written next.
+    ///
+    /// The engine has checked both ends of every write, and the region cannot go away before its writer leaves it.
+    private func copy(
+        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>, to base: UnsafeMutableRawPointer
+    ) {
+        let streams = unsafe run.count > 1 && byteCount(requests, run) >= Self.streamingBytes
+        let lookahead = streams ? 1 : 4
+        for index in run {
+            // Pages lie anywhere: the processor cannot guess where the next one begins, but we know.
+            if index + lookahead < run.upperBound {
+                let later = unsafe requests[index + lookahead]
+                unsafe te_prefetch_page(later.source, later.length, 0)
+                if !streams { unsafe te_prefetch_page(base + Int(later.targetOffset), later.length, 1) }
+            }
+            let request = unsafe requests[index]
+            let target = unsafe base + Int(request.targetOffset)
+            if streams {
+                unsafe te_copy_streaming(target, request.source, request.length)
+            } else {
+                unsafe memcpy(target, request.source, request.length)
+            }
+        }
+        if streams { te_copy_fence() }
+    }
+
+    /// A list of pages that is too long for a core's cache goes past it, which saves reading the target's lines first: a third
+    /// of the memory traffic.
+    private func byteCount(_ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>) -> Int {
+        var bytes = 0
+        for index in run { unsafe bytes += requests[index].length }
+        return bytes
     }
 
     @inline(__always)
-    private func add(_ request: UnsafePointer<WorkRequest>, _ peer: Int, _ due: inout Due) {
-        if due.eighths > 0, due.peer == peer, due.immediate == request.pointee.immediate {
-            due.eighths += request.pointee.eighths
+    private func add(_ immediate: UInt32, _ eighths: UInt32, _ peer: Int, _ due: inout Due) {
+        guard eighths > 0 else { return }
+        if due.eighths > 0, due.peer == peer, due.immediate == immediate {
+            due.eighths += eighths
         } else {
             pay(&due)
-            due = Due(peer: peer, immediate: request.pointee.immediate, eighths: request.pointee.eighths)
+            due = Due(peer: peer, immediate: immediate, eighths: eighths)
         }
     }
 
@@ -86,57 +115,60 @@ extension SharedMemoryDomain {
         wake(due.peer)
     }
 
-    /// One system call for the whole run.
-    private func writeProcess(_ run: UnsafeBufferPointer<WorkRequest>, _ due: inout Due) -> (
-        WorkStatus, Int32
-    ) {
-        guard let first = run.baseAddress else { return (.success, 0) }
-        let peer = first.pointee.target.pointee.peer
-        let base = first.pointee.target.pointee.base
-        let targets = ranges + Limits.requestsPerPost
+    /// One system call for the whole run; the kernel checks the addresses.
+    private func writeProcess(
+        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>,
+        to target: UnsafePointer<ImportedKey>,
+        _ due: inout Due
+    ) -> (WorkStatus, Int32) {
+        let peer = unsafe target.pointee.peer
+        let base = unsafe target.pointee.base
         var count = 0
         var bytes = 0
-        for index in 0..<run.count {
-            let request = first + index
-            if request.pointee.length > 0 {
-                let length = UInt64(request.pointee.length)
+        for index in run {
+            let request = unsafe requests[index]
+            if request.length > 0 {
+                let length = UInt64(request.length)
                 ranges[count] = te_range(
-                    base: UInt64(UInt(bitPattern: request.pointee.source)), length: length)
-                targets[count] = te_range(base: base + request.pointee.targetOffset, length: length)
+                    base: UInt64(UInt(bitPattern: unsafe request.source)), length: length)
+                ranges[Limits.requestsPerPost + count] = te_range(
+                    base: base + request.targetOffset, length: length)
                 count += 1
-                bytes += request.pointee.length
+                bytes += request.length
             }
-            let isLast = index + 1 == run.count
-            if count > 0, isLast || bytes >= 1 << 29 {
-                let failure = transfer(peers[peer].process, targets, count)
+            if count > 0, index + 1 == run.upperBound || bytes >= 1 << 29 {
+                let failure = transfer(peers[peer].process, count)
                 guard failure == 0 else { return (status(of: failure), failure) }
                 count = 0
                 bytes = 0
             }
         }
-        for index in 0..<run.count where first[index].eighths > 0 { add(first + index, peer, &due) }
+        for index in run { unsafe add(requests[index].immediate, requests[index].eighths, peer, &due) }
         return (.success, 0)
     }
 
     /// Writes all ranges, going on after short writes. Returns 0 or the error number.
-    private func transfer(_ process: Int32, _ targets: UnsafeMutablePointer<te_range>, _ count: Int) -> Int32
-    {
+    private func transfer(_ process: Int32, _ count: Int) -> Int32 {
         var done = 0
         while done < count {
-            var written = te_write_process(process, ranges + done, targets + done, Int32(count - done))
+            let target = Limits.requestsPerPost + done
+            var written = unsafe te_write_process(
+                process, ranges.address(of: done), ranges.address(of: target), Int32(count - done))
             guard written > 0 else { return written == 0 ? EIO : Int32(-written) }
             while done < count, written >= Int(ranges[done].length) {
                 written -= Int(ranges[done].length)
                 done += 1
             }
-            if written > 0 {
-                ranges[done].base += UInt64(written)
-                ranges[done].length -= UInt64(written)
-                targets[done].base += UInt64(written)
-                targets[done].length -= UInt64(written)
-            }
+            if written > 0 { advance(done, by: UInt64(written)) }
         }
         return 0
+    }
+
+    private func advance(_ range: Int, by bytes: UInt64) {
+        ranges[range].base += bytes
+        ranges[range].length -= bytes
+        ranges[Limits.requestsPerPost + range].base += bytes
+        ranges[Limits.requestsPerPost + range].length -= bytes
     }
 
     private func status(of error: Int32) -> WorkStatus {
@@ -152,14 +184,14 @@ extension SharedMemoryDomain {
         var accepted = 0
         var rung = -1
         var status = WorkStatus.success
-        for request in requests {
-            let peer = request.target.pointee.peer
-            guard isBounced(request.target), request.target.pointee.mapping == 0,
-                let outgoing = peers[peer].outgoing
-            else { break }
+        while accepted < requests.count, unsafe isBounced(requests[accepted].target) {
+            let request = unsafe requests[accepted]
+            let peer = unsafe request.target.pointee.peer
+            guard peers[peer].outgoing.count > 0 else { break }
+            // The engine has checked that the bytes lie inside a registered region.
+            let bytes = unsafe UnsafeRawBufferPointer(start: request.source, count: request.length)
             let record = FrameRecord(request, from: host.engine.rawValue)
-            let bytes = UnsafeRawBufferPointer(start: request.source, count: request.length)
-            guard outgoing.pointee.append(record, bytes, context: request.context) else {
+            guard unsafe peers[peer].outgoing[0].append(record, bytes, context: request.context) else {
                 status = .again
                 break
             }

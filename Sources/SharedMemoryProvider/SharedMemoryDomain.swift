@@ -17,24 +17,34 @@ public final class SharedMemoryDomain: FabricDomain {
     private let options: SharedMemoryOptions
     /// Whether this domain empties the rings that peers opened into the engine. One domain of an engine does.
     private let isReceiver: Bool
-    let peers: UnsafeMutablePointer<PeerState>
-    private(set) var peerCount = 0
+    /// Peers by number. A table, so that nobody pays for their reference counts.
+    let peers: Table<PeerState>
     private var peerIndex: [EngineID: Int] = [:]
-    private var incoming: [IncomingRing] = []
-    private var knownRings = 0
-    private var seenDoorbell: UInt64 = .max
-    /// Ranges of one process_vm_writev call.
-    let ranges: UnsafeMutablePointer<te_range>
+    private let state = Cell(State())
+    /// Source and target ranges of one process_vm_writev call.
+    let ranges = Table(repeating: te_range(), count: 2 * Limits.requestsPerPost)
 
     static let peerCapacity = 4096
+    /// A list of pages with at least so many bytes is copied past the cache: about what a core's second-level cache holds.
+    static let streamingBytes = 1 << 20
 
-    /// What the data path needs of a peer; plain data.
-    struct PeerState {
-        var page: TargetPage
-        var process: Int32
-        var wakeFile: Int32
-        var connection: Unmanaged<SharedMemoryPeer>
-        var outgoing: UnsafeMutablePointer<OutgoingRing>?
+    /// What `poll` changes.
+    private struct State {
+        var peerCount = 0
+        var incoming: [IncomingRing] = []
+        var knownRings = 0
+        var seenDoorbell: UInt64 = .max
+    }
+
+    /// What the data path needs of a peer.
+    struct PeerState: ~Copyable {
+        let page: TargetPage
+        var process: Int32 = 0
+        var wakeFile: Int32 = -1
+        /// Nil while the entry is free.
+        var connection: SharedMemoryPeer?
+        /// One ring, once it has been opened.
+        var outgoing = Table<OutgoingRing>()
     }
 
     /// Opens a domain on `host`; the first one of an engine receives.
@@ -49,29 +59,23 @@ public final class SharedMemoryDomain: FabricDomain {
         writer.write(hostIdentity())
         writer.write(host.engine.rawValue)
         address = writer.bytes
-        peers = .allocate(capacity: Self.peerCapacity)
-        ranges = .allocate(capacity: 2 * Limits.requestsPerPost)
+        peers = Table(count: Self.peerCapacity) { _ in PeerState(page: host.page) }
     }
 
     public func close() {
-        for index in 0..<peerCount {
-            if let outgoing = peers[index].outgoing {
-                outgoing.pointee.mapping.unmap()
-                outgoing.deinitialize(count: 1)
-                outgoing.deallocate()
-            }
-            peers[index].connection.release()
+        for index in 0..<state.value.peerCount {
+            if peers[index].outgoing.count > 0 { peers[index].outgoing[0].mapping.unmap() }
+            peers[index] = PeerState(page: host.page)
         }
-        for ring in incoming { ring.mapping.unmap() }
-        peers.deallocate()
-        ranges.deallocate()
+        for ring in state.value.incoming { ring.mapping.unmap() }
+        state.value = State()
     }
 
     // MARK: Registration
 
     public func register(_ region: LocalRegion) throws(TransferError) -> DomainKey {
         host.publish(region)
-        return DomainKey(local: 0, remote: region.secret, base: UInt64(UInt(bitPattern: region.base)))
+        return DomainKey(local: 0, remote: region.secret, base: UInt64(UInt(bitPattern: unsafe region.base)))
     }
 
     public func deregister(_ region: LocalRegion, key: DomainKey) { host.withdraw(region) }
@@ -80,14 +84,13 @@ public final class SharedMemoryDomain: FabricDomain {
         guard remote.nics[nic].address.prefix(8).elementsEqual(address.prefix(8)) else {
             throw TransferError(.unreachable, "engine \(remote.engine) is on another host")
         }
-        let peer = try self.peer(remote.engine)
-        let connection = peers[peer].connection.takeUnretainedValue()
+        let (peer, connection) = try self.peer(remote.engine)
         var key = ImportedKey(remote: remote, nic: nic, peer: peer, maximumWriteBytes: 1 << 40)
         key.key = RegionSlot.state(generation: remote.generation, access: remote.access)
         let (mapping, base) = try connection.attach(remote)
         key.base = base
         if let mapping {
-            key.mapping = UInt(bitPattern: mapping.base)
+            key.mapping = UInt(bitPattern: unsafe mapping.base)
             key.mappedBytes = mapping.byteCount
             key.completesAtOnce = true
             return key
@@ -113,30 +116,30 @@ public final class SharedMemoryDomain: FabricDomain {
 
     public func releaseImport(_ key: ImportedKey) {
         guard key.mappedBytes > 0 else { return }
-        peers[key.peer].connection.takeUnretainedValue().detach(index: key.index, generation: key.generation)
+        peers[key.peer].connection?.detach(index: key.index, generation: key.generation)
     }
 
-    private func peer(_ engine: EngineID) throws(TransferError) -> Int {
-        if let known = peerIndex[engine] { return known }
-        guard peerCount < Self.peerCapacity else {
+    private func peer(_ engine: EngineID) throws(TransferError) -> (Int, SharedMemoryPeer) {
+        if let known = peerIndex[engine], let connection = peers[known].connection {
+            return (known, connection)
+        }
+        let number = state.value.peerCount
+        guard number < Self.peerCapacity else {
             throw TransferError(.limitReached, "more than \(Self.peerCapacity) peers on one host")
         }
         let connection = try host.peer(engine)
-        (peers + peerCount).initialize(
-            to: PeerState(
-                page: connection.page, process: connection.process, wakeFile: connection.wakeFile,
-                connection: Unmanaged.passRetained(connection), outgoing: nil))
-        peerIndex[engine] = peerCount
-        peerCount += 1
-        return peerCount - 1
+        peers[number] = PeerState(
+            page: connection.page, process: connection.process, wakeFile: connection.wakeFile,
+            connection: connection)
+        peerIndex[engine] = number
+        state.value.peerCount += 1
+        return (number, connection)
     }
 
     func openRing(_ peer: Int) throws(TransferError) {
-        guard peers[peer].outgoing == nil else { return }
-        let mapping = try peers[peer].connection.takeUnretainedValue().openRing()
-        let outgoing = UnsafeMutablePointer<OutgoingRing>.allocate(capacity: 1)
-        outgoing.initialize(to: OutgoingRing(mapping))
-        peers[peer].outgoing = outgoing
+        guard peers[peer].outgoing.count == 0, let connection = peers[peer].connection else { return }
+        let mapping = try connection.openRing()
+        peers[peer].outgoing = Table(count: 1) { _ in OutgoingRing(mapping) }
     }
 
     // MARK: Progress
@@ -144,12 +147,12 @@ public final class SharedMemoryDomain: FabricDomain {
     public func send(
         _ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64
     ) -> PostResult {
-        let peer = target.pointee.peer
-        guard (try? openRing(peer)) != nil, let outgoing = peers[peer].outgoing else {
+        let peer = unsafe target.pointee.peer
+        guard (try? openRing(peer)) != nil, peers[peer].outgoing.count > 0 else {
             return PostResult(accepted: 0, isComplete: false, status: .peerLost)
         }
         let record = FrameRecord(messageOf: payload.count, from: host.engine.rawValue)
-        guard outgoing.pointee.append(record, payload, context: context) else {
+        guard unsafe peers[peer].outgoing[0].append(record, payload, context: context) else {
             return PostResult(accepted: 0, isComplete: false, status: .again)
         }
         ring(peer)
@@ -158,53 +161,54 @@ public final class SharedMemoryDomain: FabricDomain {
 
     /// Tells a peer that its rings hold something new.
     func ring(_ peer: Int) {
-        peers[peer].page.doorbell.pointee.wrappingAdd(1, ordering: .sequentiallyConsistent)
+        peers[peer].page.signals.doorbell.wrappingAdd(1, ordering: .sequentiallyConsistent)
         wake(peer)
     }
 
     /// Wakes a peer that sleeps. Whoever calls has changed a counter or the doorbell with a sequentially consistent
     /// operation before; the sleeper announces itself before it looks at them for the last time.
     @inline(__always) func wake(_ peer: Int) {
-        if peers[peer].page.sleeping.pointee.load(ordering: .sequentiallyConsistent) != 0 {
+        if peers[peer].page.signals.sleeping.load(ordering: .sequentiallyConsistent) != 0 {
             _ = te_event_signal(peers[peer].wakeFile)
         }
     }
 
     public func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int {
         var count = 0
-        for peer in 0..<peerCount {
-            guard let outgoing = peers[peer].outgoing else { continue }
-            outgoing.pointee.collect(into: completions, &count)
+        for peer in 0..<state.value.peerCount {
+            guard peers[peer].outgoing.count > 0 else { continue }
+            unsafe peers[peer].outgoing[0].collect(into: completions, &count)
         }
-        if isReceiver { drain(completions, &count) }
+        if isReceiver { unsafe drain(completions, &count) }
         return count
     }
 
     /// Empties the rings of peers: carries out writes, returns messages.
     private func drain(_ completions: UnsafeMutableBufferPointer<Completion>, _ count: inout Int) {
-        let doorbell = host.page.doorbell.pointee.load(ordering: .acquiring)  // pairs with ring(_:)
-        guard doorbell != seenDoorbell else { return }
-        if host.ringCount.load(ordering: .acquiring) != knownRings {
+        let doorbell = host.page.signals.doorbell.load(ordering: .acquiring)  // pairs with ring(_:)
+        guard doorbell != state.value.seenDoorbell else { return }
+        // pairs with the add in SharedMemoryHost.answerRing
+        if host.ringCount.load(ordering: .acquiring) != state.value.knownRings {
             for mapping in host.takeNewRings() {
-                incoming.append(IncomingRing(mapping))
-                knownRings += 1
+                state.value.incoming.append(IncomingRing(mapping))
+                state.value.knownRings += 1
             }
         }
         var isEmpty = true
-        for index in incoming.indices {
-            incoming[index].drain(into: completions, &count, page: host.page)
-            isEmpty = isEmpty && incoming[index].isEmpty
+        for index in state.value.incoming.indices {
+            unsafe state.value.incoming[index].drain(into: completions, &count, page: host.page)
+            isEmpty = isEmpty && state.value.incoming[index].isEmpty
         }
         // With everything drained the doorbell decides again; otherwise the next poll goes on.
-        seenDoorbell = isEmpty ? doorbell : .max
+        state.value.seenDoorbell = isEmpty ? doorbell : .max
     }
 
     public func prepareToSleep() -> Bool {
-        for peer in 0..<peerCount {
-            if let outgoing = peers[peer].outgoing, !outgoing.pointee.isEmpty { return false }
+        for peer in 0..<state.value.peerCount {
+            if peers[peer].outgoing.count > 0, !peers[peer].outgoing[0].isEmpty { return false }
         }
         return !isReceiver
-            || host.page.doorbell.pointee.load(ordering: .sequentiallyConsistent) == seenDoorbell
+            || host.page.signals.doorbell.load(ordering: .sequentiallyConsistent) == state.value.seenDoorbell
     }
 
     public var wakeDescriptor: Int32 { -1 }

@@ -35,7 +35,7 @@ public final class SharedMemoryHost: Sendable {
         self.pageFile = pageFile
         self.wakeFile = wakeFile
         engine = page.engine
-        let listening = te_unix_listen(Self.socketName(page.engine))
+        let listening = unsafe te_unix_listen(Self.socketName(page.engine))
         guard listening >= 0 else {
             throw TransferError(.unavailable, "no control socket for shared memory: \(errorText(-listening))")
         }
@@ -70,7 +70,7 @@ public final class SharedMemoryHost: Sendable {
         for peer in peers { peer.close() }
         Glibc.close(listener)
         Glibc.close(stopFile)
-        UnsafeMutableRawPointer(bitPattern: probe)?.deallocate()
+        unsafe UnsafeMutableRawPointer(bitPattern: probe)?.deallocate()
     }
 
     static func socketName(_ engine: EngineID) -> String { "transfer-engine-\(engine)" }
@@ -110,7 +110,7 @@ public final class SharedMemoryHost: Sendable {
             var polls = ([stopFile, listener] + connections).map {
                 pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
             }
-            guard Glibc.poll(&polls, nfds_t(polls.count), -1) >= 0 || errno == EINTR else { return }
+            guard unsafe Glibc.poll(&polls, nfds_t(polls.count), -1) >= 0 || errno == EINTR else { return }
             if polls[0].revents != 0 { return }
             for entry in polls.dropFirst(2) where entry.revents != 0 && !answer(entry.fd) {
                 connections.removeAll { $0 == entry.fd }
@@ -155,7 +155,7 @@ public final class SharedMemoryHost: Sendable {
             return reply.send(to: connection) == 0
         }
         reply.length = UInt64(region.length)
-        reply.address = UInt64(UInt(bitPattern: region.base))
+        reply.address = UInt64(UInt(bitPattern: unsafe region.base))
         reply.isPopulated = region.isPopulated ? 1 : 0
         return reply.send(to: connection, files: region.memoryFile >= 0 ? [region.memoryFile] : []) == 0
     }

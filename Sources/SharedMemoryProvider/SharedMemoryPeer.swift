@@ -26,7 +26,7 @@ final class SharedMemoryPeer: Sendable {
     private let state: Mutex<State>
 
     init(connectingTo engine: EngineID, from own: EngineID) throws(TransferError) {
-        let socket = te_unix_connect(SharedMemoryHost.socketName(engine))
+        let socket = unsafe te_unix_connect(SharedMemoryHost.socketName(engine))
         guard socket >= 0 else {
             throw TransferError(
                 .unreachable, "engine \(engine) is not on this host or has ended: \(errorText(-socket))")
@@ -51,7 +51,7 @@ final class SharedMemoryPeer: Sendable {
         self.engine = engine
         process = te_unix_peer_process(socket)
         pageMapping = mapping
-        page = TargetPage(mapped: mapping.base)
+        page = unsafe TargetPage(mapped: mapping.base)
         wakeFile = files[1]
         mayWriteProcess = Self.probe(process, reply.address)
         state = Mutex(State(socket: socket))
@@ -63,10 +63,10 @@ final class SharedMemoryPeer: Sendable {
 
     private static func probe(_ process: Int32, _ address: UInt64) -> Bool {
         var word: UInt64 = 0
-        return withUnsafeMutablePointer(to: &word) {
+        return unsafe withUnsafeMutablePointer(to: &word) {
             var source = te_range(base: UInt64(UInt(bitPattern: $0)), length: 8)
             var target = te_range(base: address, length: 8)
-            return te_write_process(process, &source, &target, 1) == 8
+            return unsafe te_write_process(process, &source, &target, 1) == 8
         }
     }
 

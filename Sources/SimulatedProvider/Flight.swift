@@ -11,7 +11,7 @@ final class Flight {
     }
 
     /// The fields of a one-sided write, copied at `post` because the request is valid only there.
-    struct Write {
+    @safe struct Write {
         /// First byte of the source.
         var source: UnsafeRawPointer
         /// The source's registration.
@@ -53,13 +53,13 @@ final class Flight {
 
     /// A write.
     init(_ request: WorkRequest, from source: SimulatedPort) {
-        let key = request.target.pointee
+        let key = unsafe request.target.pointee
         self.source = source
         target = UInt64(key.peer)
         context = request.context
         length = request.length
         body = .write(
-            Write(
+            unsafe Write(
                 source: request.source, localKey: request.localKey, remoteKey: key.key, index: key.index,
                 generation: key.generation, secret: key.secret, offset: request.targetOffset,
                 immediate: request.immediate, eighths: request.eighths))
@@ -74,7 +74,7 @@ final class Flight {
         self.target = target
         self.context = context
         length = payload.count
-        body = .message(MessageBytes(copying: payload))
+        body = .message(unsafe MessageBytes(copying: payload))
     }
 
     /// Notes what went wrong, unless something did before. Traps on `success`, which would lose data in
@@ -107,17 +107,18 @@ struct Segment {
 }
 
 /// A message's payload: at a fixed address, because `poll` lends it out.
-final class MessageBytes {
+@safe final class MessageBytes {
+    // Allocated in `init`, freed in `deinit`.
     private let storage: UnsafeMutableRawBufferPointer
 
     /// Copies `payload`.
     init(copying payload: UnsafeRawBufferPointer) {
-        storage = .allocate(byteCount: payload.count, alignment: 16)
-        storage.copyMemory(from: payload)
+        unsafe storage = .allocate(byteCount: payload.count, alignment: 16)
+        unsafe storage.copyMemory(from: payload)
     }
 
-    deinit { storage.deallocate() }
+    deinit { unsafe storage.deallocate() }
 
     /// The bytes, valid while this object lives.
-    var bytes: UnsafeRawBufferPointer { UnsafeRawBufferPointer(storage) }
+    var bytes: UnsafeRawBufferPointer { unsafe UnsafeRawBufferPointer(storage) }
 }

@@ -40,7 +40,7 @@ public final class SimulatedDomain: FabricDomain {
         let remote = network.drawWord()
         port.localKeys[local] = region
         port.remoteKeys[remote] = region
-        return DomainKey(local: local, remote: remote, base: UInt64(UInt(bitPattern: region.base)))
+        return DomainKey(local: local, remote: remote, base: UInt64(UInt(bitPattern: unsafe region.base)))
     }
 
     /// Takes both keys out. Packets under way that use them end with an error instead of touching the memory.
@@ -74,12 +74,12 @@ public final class SimulatedDomain: FabricDomain {
     /// Starts writes. `again` when `SimulatedNIC.queueDepth` of them wait to be polled.
     public func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult {
         for index in requests.indices {
-            let refusal = room() ?? refuse(requests[index])
+            let refusal = room() ?? refuse(unsafe requests[index])
             if let refusal {
                 return PostResult(
                     accepted: index, isComplete: false, status: refusal.status, detail: refusal.detail)
             }
-            network.launch(Flight(requests[index], from: port))
+            network.launch(Flight(unsafe requests[index], from: port))
         }
         return PostResult(accepted: requests.count, isComplete: false, status: .success)
     }
@@ -94,8 +94,8 @@ public final class SimulatedDomain: FabricDomain {
             return PostResult(
                 accepted: 0, isComplete: false, status: refusal.status, detail: refusal.detail)
         }
-        let peer = UInt64(target.pointee.peer)
-        network.launch(Flight(message: payload, to: peer, context: context, from: port))
+        let peer = unsafe UInt64(target.pointee.peer)
+        unsafe network.launch(Flight(message: payload, to: peer, context: context, from: port))
         return PostResult(accepted: 1, isComplete: false, status: .success)
     }
 
@@ -116,7 +116,7 @@ public final class SimulatedDomain: FabricDomain {
             return (.providerFailed, SimulatedDetail.badImmediate)
         }
         guard
-            request.length == 0
+            unsafe request.length == 0
                 || port.owns(request.source, length: request.length, localKey: request.localKey)
         else { return (.accessDenied, SimulatedDetail.badLocalKey) }
         return nil
@@ -124,7 +124,7 @@ public final class SimulatedDomain: FabricDomain {
 
     /// Hands over ends of requests and messages in the order in which they came.
     public func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int {
-        let count = port.take(completions)
+        let count = unsafe port.take(completions)
         network.roomMade(at: port)
         return count
     }

@@ -94,12 +94,12 @@ extension SimulatedNetwork {
     private func land(_ segment: Segment, of write: Flight.Write, at target: SimulatedPort) {
         let flight = segment.flight
         let length = flight.length
-        if length > 0, !flight.source.owns(write.source, length: length, localKey: write.localKey) {
+        if length > 0, unsafe !flight.source.owns(write.source, length: length, localKey: write.localKey) {
             return flight.fail(.accessDenied, detail: SimulatedDetail.badLocalKey)
         }
         // The whole write is admitted or nothing of it, as a NIC does that reads the length in the first
         // packet.
-        switch target.page.admit(
+        switch unsafe target.page.admit(
             index: write.index, generation: write.generation, secret: write.secret, offset: write.offset,
             length: UInt64(length))
         {
@@ -110,7 +110,8 @@ extension SimulatedNetwork {
             else { return flight.fail(.accessDenied, detail: SimulatedDetail.badRemoteKey) }
             guard !segment.range.isEmpty else { return }
             let start = segment.range.lowerBound
-            (address + start).copyMemory(from: write.source + start, byteCount: segment.range.count)
+            // Both sides are registered and have just been checked.
+            unsafe (address + start).copyMemory(from: write.source + start, byteCount: segment.range.count)
         }
     }
 

@@ -85,10 +85,10 @@ final class SimulatedPort {
         var filled = 0
         var taken = 0
         for item in ready {
-            if filled > 0, item.extends(completions[filled - 1]) {
-                completions[filled - 1].count += 1
+            if filled > 0, unsafe item.extends(completions[filled - 1]) {
+                unsafe completions[filled - 1].count += 1
             } else if filled < completions.count {
-                completions[filled] = lend(item)
+                unsafe completions[filled] = lend(item)
                 filled += 1
             } else {
                 break
@@ -96,7 +96,7 @@ final class SimulatedPort {
             taken += 1
         }
         ready.removeFirst(taken)
-        for index in 0..<filled { outstanding -= Int(completions[index].count) }  // 0 for messages
+        for index in 0..<filled { outstanding -= Int(unsafe completions[index].count) }  // 0 for messages
         return filled
     }
 
@@ -107,14 +107,14 @@ final class SimulatedPort {
         case .message(let message, let sender):
             lent.append(message)
             messagesReady -= 1
-            return Completion(message: message.bytes, from: sender.rawValue)
+            return unsafe Completion(message: message.bytes, from: sender.rawValue)
         }
     }
 
     /// Whether the local key names a live registration that contains these bytes.
     func owns(_ source: UnsafeRawPointer, length: Int, localKey: UInt64) -> Bool {
         guard let region = localKeys[localKey] else { return false }
-        let offset = UInt(bitPattern: source) &- UInt(bitPattern: region.base)
+        let offset = UInt(bitPattern: source) &- UInt(bitPattern: unsafe region.base)
         return offset <= UInt(region.length) && length <= region.length - Int(offset)
     }
 

@@ -5,8 +5,11 @@
 public struct FrameRecord: BitwiseCopyable {
     /// What the bytes are.
     public enum Kind {
+        /// Fills the end of a queue.
         public static let padding: UInt32 = 0
+        /// A two-sided message.
         public static let message: UInt32 = 1
+        /// A write that the receiving engine carries out.
         public static let write: UInt32 = 2
     }
 
@@ -14,13 +17,17 @@ public struct FrameRecord: BitwiseCopyable {
     public var kind: UInt32
     /// Bytes that follow.
     public var length: UInt32
-    /// Target of a write.
+    /// The region that is written into.
     public var index: UInt32
+    /// Its generation.
     public var generation: UInt32
+    /// The number that only holders of its descriptor know.
     public var secret: UInt64
+    /// First byte within the region.
     public var offset: UInt64
-    /// The immediate of a write, and how much to count.
+    /// The immediate of a write.
     public var immediate: UInt32
+    /// How much to count, in eighths.
     public var eighths: UInt32
     /// The engine that sends.
     public var sender: UInt64
@@ -46,9 +53,9 @@ public struct FrameRecord: BitwiseCopyable {
     @inlinable public init(_ request: borrowing WorkRequest, from sender: UInt64) {
         kind = Kind.write
         length = UInt32(request.length)
-        index = request.target.pointee.index
-        generation = request.target.pointee.generation
-        secret = request.target.pointee.secret
+        unsafe index = request.target.pointee.index
+        unsafe generation = request.target.pointee.generation
+        unsafe secret = request.target.pointee.secret
         offset = request.targetOffset
         immediate = request.immediate
         eighths = request.eighths
@@ -62,13 +69,13 @@ public struct FrameRecord: BitwiseCopyable {
 
     /// Carries out a write on the receiving side: checks it against the page, copies, counts.
     public func apply(_ bytes: UnsafeRawBufferPointer, to page: TargetPage) -> WorkStatus {
-        switch page.admit(
+        switch unsafe page.admit(
             index: index, generation: generation, secret: secret, offset: offset, length: UInt64(length))
         {
         case .failure(let status): return status
         case .success(let target):
-            if let source = bytes.baseAddress, !bytes.isEmpty {
-                target.copyMemory(from: source, byteCount: bytes.count)
+            if let source = bytes.baseAddress, unsafe !bytes.isEmpty {
+                unsafe target.copyMemory(from: source, byteCount: bytes.count)
             }
             if eighths > 0 { page.add(eighths: eighths, to: immediate) }
             return .success

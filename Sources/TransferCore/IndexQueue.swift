@@ -12,7 +12,7 @@ public struct IndexQueue: ~Copyable, @unchecked Sendable {
         @usableFromInline init(_ index: Int) { sequence = Atomic(UInt64(index)) }
     }
 
-    @usableFromInline let cells: UnsafeMutablePointer<Cell>
+    @usableFromInline let cells: Table<Cell>
     @usableFromInline let mask: UInt64
     @usableFromInline let head: Atomic<UInt64>
     // Keeps producers and consumers on different cache lines.
@@ -22,31 +22,25 @@ public struct IndexQueue: ~Copyable, @unchecked Sendable {
     /// `capacity` is a power of two.
     public init(capacity: Int) {
         precondition(capacity > 1 && capacity & (capacity - 1) == 0, "the capacity is a power of two")
-        cells = .allocate(capacity: capacity)
-        for index in 0..<capacity { (cells + index).initialize(to: Cell(index)) }
+        cells = Table(count: capacity) { Cell($0) }
         mask = UInt64(capacity - 1)
         head = Atomic(0)
         tail = Atomic(0)
-    }
-
-    deinit {
-        cells.deinitialize(count: Int(mask) + 1)
-        cells.deallocate()
     }
 
     /// Appends, or returns false when the queue is full.
     @inlinable public func push(_ value: UInt32) -> Bool {
         var position = tail.load(ordering: .relaxed)
         while true {
-            let cell = cells + Int(position & mask)
-            let sequence = cell.pointee.sequence.load(ordering: .acquiring)  // pairs with the store in pop
+            let cell = Int(position & mask)
+            let sequence = cells[cell].sequence.load(ordering: .acquiring)  // pairs with the store in pop
             if sequence == position {
                 let (won, now) = tail.weakCompareExchange(
                     expected: position, desired: position &+ 1, ordering: .relaxed)
                 if won {
-                    cell.pointee.value = value
+                    cells[cell].value = value
                     // pairs with the load in pop
-                    cell.pointee.sequence.store(position &+ 1, ordering: .releasing)
+                    cells[cell].sequence.store(position &+ 1, ordering: .releasing)
                     return true
                 }
                 position = now
@@ -62,15 +56,15 @@ public struct IndexQueue: ~Copyable, @unchecked Sendable {
     @inlinable public func pop() -> UInt32? {
         var position = head.load(ordering: .relaxed)
         while true {
-            let cell = cells + Int(position & mask)
-            let sequence = cell.pointee.sequence.load(ordering: .acquiring)  // pairs with the store in push
+            let cell = Int(position & mask)
+            let sequence = cells[cell].sequence.load(ordering: .acquiring)  // pairs with the store in push
             if sequence == position &+ 1 {
                 let (won, now) = head.weakCompareExchange(
                     expected: position, desired: position &+ 1, ordering: .relaxed)
                 if won {
-                    let value = cell.pointee.value
+                    let value = cells[cell].value
                     // pairs with the load in push
-                    cell.pointee.sequence.store(position &+ mask &+ 1, ordering: .releasing)
+                    cells[cell].sequence.store(position &+ mask &+ 1, ordering: .releasing)
                     return value
                 }
                 position = now

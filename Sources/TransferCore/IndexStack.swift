@@ -5,24 +5,14 @@ public import Synchronization
 /// A Treiber stack; the upper half of the head counts changes, so that a head that went away and came back is noticed.
 public struct IndexStack: ~Copyable, @unchecked Sendable {
     // SAFETY: `links[i]` is written only by the owner of index i, before it publishes i through `head`.
-    @usableFromInline let links: UnsafeMutablePointer<Atomic<UInt32>>
-    @usableFromInline let capacity: Int
+    @usableFromInline let links: Table<Atomic<UInt32>>
     @usableFromInline let head: Atomic<UInt64>
 
     /// Holds the indices `0..<capacity`; index 0 comes out first.
     public init(capacity: Int) {
         precondition(capacity > 0 && capacity < Int(UInt32.max))
-        links = .allocate(capacity: capacity)
-        for index in 0..<capacity {
-            (links + index).initialize(to: Atomic(index + 1 < capacity ? UInt32(index + 1) : .max))
-        }
-        self.capacity = capacity
+        links = Table(count: capacity) { Atomic($0 + 1 < capacity ? UInt32($0 + 1) : .max) }
         head = Atomic(0)
-    }
-
-    deinit {
-        links.deinitialize(count: capacity)
-        links.deallocate()
     }
 
     /// Takes an index, or returns nil when all are out.
@@ -31,9 +21,10 @@ public struct IndexStack: ~Copyable, @unchecked Sendable {
         while true {
             let index = UInt32(truncatingIfNeeded: old)
             if index == .max { return nil }
-            let next = links[Int(index)].load(ordering: .relaxed)
+            let next = links[index].load(ordering: .relaxed)
             let (won, now) = head.weakCompareExchange(
                 expected: old, desired: (old >> 32 &+ 1) << 32 | UInt64(next),
+                // pairs with the exchange in push
                 successOrdering: .acquiring, failureOrdering: .acquiring)
             if won { return index }
             old = now
@@ -44,7 +35,7 @@ public struct IndexStack: ~Copyable, @unchecked Sendable {
     @inlinable public func push(_ index: UInt32) {
         var old = head.load(ordering: .relaxed)
         while true {
-            links[Int(index)].store(UInt32(truncatingIfNeeded: old), ordering: .relaxed)
+            links[index].store(UInt32(truncatingIfNeeded: old), ordering: .relaxed)
             let (won, now) = head.weakCompareExchange(
                 expected: old, desired: (old >> 32 &+ 1) << 32 | UInt64(index),
                 successOrdering: .releasing, failureOrdering: .relaxed)  // pairs with the load in pop

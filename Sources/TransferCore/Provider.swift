@@ -78,13 +78,19 @@ public struct DomainAttributes: Hashable, Sendable {
 }
 
 /// Local memory, as providers see it.
-public struct LocalRegion: @unchecked Sendable {
+@safe public struct LocalRegion: @unchecked Sendable {
     // SAFETY: plain numbers; the caller of `register` promises that the memory stays until `deregister`.
+    /// Place in the engine's region table.
     public var index: UInt32
+    /// New with every registration.
     public var generation: UInt32
+    /// What peers may do.
     public var access: Access
+    /// Known to holders of the descriptor only.
     public var secret: UInt64
+    /// First byte.
     public var base: UnsafeMutableRawPointer
+    /// Bytes.
     public var length: Int
     /// The memory file behind engine-allocated memory, or -1; byte 0 of the file is `base`.
     public var memoryFile: Int32
@@ -99,7 +105,7 @@ public struct LocalRegion: @unchecked Sendable {
         self.generation = generation
         self.access = access
         self.secret = secret
-        self.base = base
+        unsafe self.base = base
         self.length = length
         self.memoryFile = memoryFile
         self.isPopulated = isPopulated
@@ -134,9 +140,11 @@ public struct ImportedKey {
     public var mapping: UInt
     /// Bytes of the mapping.
     public var mappedBytes: Int
-    /// The region's place and generation, for software transports.
+    /// The region's place in its engine's table, for software transports.
     public var index: UInt32
+    /// The region's generation.
     public var generation: UInt32
+    /// The random number of the descriptor.
     public var secret: UInt64
     /// Largest write that this pair takes; the engine cuts longer ones.
     public var maximumWriteBytes: UInt64
@@ -157,7 +165,7 @@ public struct ImportedKey {
 }
 
 /// One write for one NIC: plain data, valid only during `post`.
-public struct WorkRequest {
+@safe public struct WorkRequest {
     /// Comes back in the completion.
     public var context: UInt64
     /// First byte of the source.
@@ -180,13 +188,23 @@ public struct WorkRequest {
         target: UnsafePointer<ImportedKey>, targetOffset: UInt64, immediate: UInt32, eighths: UInt32
     ) {
         self.context = context
-        self.source = source
+        unsafe self.source = source
         self.length = length
         self.localKey = localKey
-        self.target = target
+        unsafe self.target = target
         self.targetOffset = targetOffset
         self.immediate = immediate
         self.eighths = eighths
+    }
+}
+
+extension WorkRequest {
+    /// A request for nothing, to fill tables with; it is not for posting.
+    public init() {
+        let nothing = unsafe UnsafePointer<ImportedKey>(bitPattern: MemoryLayout<ImportedKey>.stride)
+        unsafe self.init(
+            context: 0, source: UnsafeRawPointer(nothing.unsafelyUnwrapped), length: 0, localKey: 0,
+            target: nothing.unsafelyUnwrapped, targetOffset: 0, immediate: 0, eighths: 0)
     }
 }
 
@@ -225,12 +243,14 @@ public struct PostResult {
 }
 
 /// What `poll` returns: the end of requests, or a message.
-public struct Completion {
+@safe public struct Completion {
     /// The context of the requests, or for a message the sender's `EngineID`.
     public var context: UInt64
     /// How many requests of this context ended; 0 marks a message.
     public var count: UInt32
+    /// How they ended.
     public var status: WorkStatus
+    /// The provider's error number.
     public var detail: Int32
     /// A message's bytes, valid until the next poll.
     public var message: UnsafeRawBufferPointer
@@ -240,7 +260,7 @@ public struct Completion {
         self.count = count
         self.status = status
         self.detail = detail
-        message = UnsafeRawBufferPointer(start: nil, count: 0)
+        unsafe message = UnsafeRawBufferPointer(start: nil, count: 0)
     }
 
     @inlinable public init(message: UnsafeRawBufferPointer, from sender: UInt64) {
@@ -248,6 +268,6 @@ public struct Completion {
         count = 0
         status = .success
         detail = 0
-        self.message = message
+        unsafe self.message = message
     }
 }

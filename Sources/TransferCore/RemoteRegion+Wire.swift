@@ -14,7 +14,7 @@ extension RemoteRegion {
     /// - Throws: `malformedDescriptor` for damaged, truncated or overlong bytes, `unsupportedVersion` for another version.
     public init(decoding bytes: some Collection<UInt8>) throws(TransferError) {
         let bytes = try checked([UInt8](bytes), magic: Self.magic)
-        var reader = ByteReader(bytes.span.bytes)
+        var reader = ByteReader(bytes.span)
         self = try RemoteRegion(from: &reader)
         guard reader.remaining == 0 else { throw .overlong }
     }
@@ -82,7 +82,7 @@ extension EngineAddress {
     /// - Throws: `malformedDescriptor` or `unsupportedVersion`, as for `RemoteRegion`.
     public init(decoding bytes: some Collection<UInt8>) throws(TransferError) {
         let bytes = try checked([UInt8](bytes), magic: Self.magic)
-        var reader = ByteReader(bytes.span.bytes)
+        var reader = ByteReader(bytes.span)
         landing = try RemoteRegion(from: &reader)
         name = try reader.readString(limit: Limits.nameBytes)
         guard reader.remaining == 0 else { throw .overlong }

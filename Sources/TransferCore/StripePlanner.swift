@@ -17,7 +17,7 @@ public struct StripePlanner: Sendable {
 
     /// The first of `units` that rail number `rail` carries; it carries all up to the next rail's first.
     @inlinable public static func start(
-        ofRail rail: Int, units: Int, rails: UnsafeBufferPointer<Rail>, sequence: UInt32
+        ofRail rail: Int, units: Int, rails: Span<Rail>, sequence: UInt32
     ) -> Int {
         if rail <= 0 { return 0 }
         if rail >= rails.count { return units }
@@ -42,8 +42,8 @@ public struct StripePlanner: Sendable {
     /// before the others are posted.
     /// - Complexity: O(number of rails).
     @inlinable public func cut(
-        length: Int, rails: UnsafeBufferPointer<Rail>, sequence: UInt32,
-        into pieces: UnsafeMutableBufferPointer<Piece>
+        length: Int, rails: Span<Rail>, sequence: UInt32,
+        into pieces: borrowing Table<Piece>
     ) -> Int {
         var unit = length
         if length >= 2 * stripeBytes, rails.count > 1 {

@@ -11,8 +11,9 @@ public import Synchronization
 /// the word that a later wait reads (contract, promise 2).
 ///
 /// A value of this type does not own the memory. All operations may be used from any thread or process.
-public struct TargetPage: @unchecked Sendable {
-    // SAFETY: the mapping outlives every user (the engine unmaps last); shared fields are atomics.
+@safe public struct TargetPage: @unchecked Sendable {
+    // SAFETY: `base` points to `byteCount` mapped bytes as long as anybody uses the page (the engine unmaps last), and all
+    // offsets below lie inside. Shared fields are atomics; the rest of a region's entry changes only while it is free.
     /// Bytes of address space: header, region table, counters.
     public static let byteCount = countersOffset + (1 << Immediate.bitWidth) * 8
     @usableFromInline static let magic: UInt64 = 0x5445_5041_4745_0001
@@ -22,62 +23,96 @@ public struct TargetPage: @unchecked Sendable {
     @usableFromInline let base: UnsafeMutableRawPointer
 
     /// Wraps memory of `byteCount` bytes that `initialize` prepared, here or in another process.
-    @inlinable public init(mapped base: UnsafeMutableRawPointer) { self.base = base }
+    @inlinable public init(mapped base: UnsafeMutableRawPointer) { unsafe self.base = base }
 
     /// Prepares zeroed memory for one engine.
     public static func initialize(_ base: UnsafeMutableRawPointer, engine: EngineID) -> TargetPage {
         precondition(MemoryLayout<RegionSlot>.size <= RegionSlot.stride)
         precondition(regionsOffset + Limits.regions * RegionSlot.stride <= countersOffset)
-        base.storeBytes(of: engine.rawValue, toByteOffset: 8, as: UInt64.self)
-        base.storeBytes(of: magic, as: UInt64.self)
-        return TargetPage(mapped: base)
+        unsafe base.storeBytes(of: engine.rawValue, toByteOffset: 8, as: UInt64.self)
+        unsafe base.storeBytes(of: magic, as: UInt64.self)
+        return unsafe TargetPage(mapped: base)
     }
 
     /// Whether the memory is a target page of this version.
-    public var isValid: Bool { base.load(as: UInt64.self) == Self.magic }
+    public var isValid: Bool { unsafe base.load(as: UInt64.self) == Self.magic }
     /// The engine that owns the page.
-    public var engine: EngineID { EngineID(rawValue: base.load(fromByteOffset: 8, as: UInt64.self)) }
+    public var engine: EngineID { EngineID(rawValue: unsafe base.load(fromByteOffset: 8, as: UInt64.self)) }
 
-    @inlinable func atomic<T>(_ offset: Int, as type: T.Type = T.self) -> UnsafeMutablePointer<Atomic<T>> {
-        (base + offset).assumingMemoryBound(to: Atomic<T>.self)
+    @inlinable @inline(__always) func at<T: ~Copyable>(_ offset: Int) -> UnsafeMutablePointer<T> {
+        unsafe (base + offset).assumingMemoryBound(to: T.self)
     }
 
-    /// 1 while the engine's worker sleeps in the kernel: whoever brings it something then must wake it.
-    @inlinable public var sleeping: UnsafeMutablePointer<Atomic<UInt32>> { atomic(64) }
-    /// Advanced by whoever put something into one of the engine's shared-memory rings.
-    @inlinable public var doorbell: UnsafeMutablePointer<Atomic<UInt64>> { atomic(128) }
+    /// How others wake the engine.
+    @inlinable public var signals: Signals {
+        @inline(__always) unsafeAddress { unsafe UnsafePointer(at(64)) }
+    }
+
+    /// The words through which an engine is woken, each on a cache line of its own.
+    public struct Signals: ~Copyable {
+        /// 1 while the engine's worker sleeps in the kernel: whoever brings it something then must wake it.
+        public let sleeping: Atomic<UInt32>
+        private let padding = InlineArray<15, UInt32>(repeating: 0)
+        /// Advanced by whoever put something into one of the engine's shared-memory rings.
+        public let doorbell: Atomic<UInt64>
+
+        private init() { preconditionFailure("signals only exist in mapped pages") }
+    }
 
     // MARK: Counters
 
-    @inlinable func counter(_ immediate: UInt32) -> UnsafeMutablePointer<Atomic<Int64>> {
-        atomic(Self.countersOffset + Int(immediate & Immediate.max.value) * 8)
+    @inlinable subscript(counter immediate: UInt32) -> Atomic<Int64> {
+        @inline(__always) unsafeAddress {
+            unsafe UnsafePointer(at(Self.countersOffset + Int(immediate & Immediate.max.value) * 8))
+        }
     }
 
     /// Adds `eighths` of a count, after the data of that count is visible.
     @inlinable public func add(eighths: UInt32, to immediate: UInt32) {
         // pairs with the load in eighths(of:)
-        counter(immediate).pointee.wrappingAdd(Int64(eighths), ordering: .sequentiallyConsistent)
+        self[counter: immediate].wrappingAdd(Int64(eighths), ordering: .sequentiallyConsistent)
     }
 
     /// Eighths counted and not yet consumed. Data that was counted is visible after this call.
     @inlinable public func eighths(of immediate: UInt32) -> Int64 {
-        counter(immediate).pointee.load(ordering: .acquiring)  // pairs with the add in add(eighths:to:)
+        self[counter: immediate].load(ordering: .acquiring)  // pairs with the add in add(eighths:to:)
     }
 
     /// Takes `eighths` away when as many have been counted. Only the owning engine consumes.
     @inlinable public func consume(eighths: Int64, from immediate: UInt32) -> Bool {
         guard self.eighths(of: immediate) >= eighths else { return false }
-        counter(immediate).pointee.wrappingSubtract(eighths, ordering: .relaxed)
+        self[counter: immediate].wrappingSubtract(eighths, ordering: .relaxed)
         return true
     }
 
     // MARK: Regions
 
-    /// The table entry of region `index`.
-    @inlinable public func region(_ index: UInt32) -> UnsafeMutablePointer<RegionSlot> {
-        precondition(index < Limits.regions)
-        return (base + Self.regionsOffset + Int(index) * RegionSlot.stride)
-            .assumingMemoryBound(to: RegionSlot.self)
+    /// The table entry of region `index`; traps above `Limits.regions`.
+    @inlinable public subscript(region index: UInt32) -> RegionSlot {
+        @inline(__always) unsafeAddress { unsafe UnsafePointer(entry(index)) }
+        @inline(__always) nonmutating unsafeMutableAddress { unsafe entry(index) }
+    }
+
+    @inlinable @inline(__always) func entry(_ index: UInt32) -> UnsafeMutablePointer<RegionSlot> {
+        precondition(index < Limits.regions, "a region outside of the table")
+        return unsafe at(Self.regionsOffset + Int(index) * RegionSlot.stride)
+    }
+
+    /// Opens a region to writers: the last thing that they look at is written last.
+    public func publish(_ region: LocalRegion) {
+        self[region: region.index].base = UInt64(UInt(bitPattern: unsafe region.base))
+        self[region: region.index].length = UInt64(region.length)
+        self[region: region.index].secret = region.secret
+        // pairs with the loads in RegionSlot.enter and admit
+        self[region: region.index].state.store(
+            RegionSlot.state(generation: region.generation, access: region.access),
+            ordering: .sequentiallyConsistent)
+    }
+
+    /// Ends a region for writers that have not entered; `RegionSlot.isQuiet` tells when the others have left.
+    public func withdraw(_ index: UInt32) {
+        // pairs with the loads in RegionSlot.enter and admit
+        self[region: index].state.store(0, ordering: .sequentiallyConsistent)
     }
 
     /// The address of `length` bytes at `offset` of a region that a peer names, or what is wrong with the name.
@@ -86,16 +121,25 @@ public struct TargetPage: @unchecked Sendable {
     public func admit(
         index: UInt32, generation: UInt32, secret: UInt64, offset: UInt64, length: UInt64
     ) -> Result<UnsafeMutableRawPointer, WorkStatus> {
-        guard index < Limits.regions else { return .failure(.staleRegion) }
-        let slot = region(index)
+        let refusal = refusal(index, generation, secret, offset, length)
+        if refusal != .success { return unsafe .failure(refusal) }
+        // Inside memory that the owner registered; a region of its own memory does not begin at 0.
+        guard let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(self[region: index].base)) else {
+            return unsafe .failure(.outOfRange)
+        }
+        return unsafe .success(base + Int(offset))
+    }
+
+    private func refusal(
+        _ index: UInt32, _ generation: UInt32, _ secret: UInt64, _ offset: UInt64, _ length: UInt64
+    ) -> WorkStatus {
+        guard index < Limits.regions else { return .staleRegion }
         let expected = RegionSlot.state(generation: generation, access: .remoteWrite)
-        guard slot.pointee.state.load(ordering: .acquiring) == expected else { return .failure(.staleRegion) }
-        guard slot.pointee.secret == secret else { return .failure(.accessDenied) }
+        // pairs with the stores in publish and withdraw
+        guard self[region: index].state.load(ordering: .acquiring) == expected else { return .staleRegion }
+        guard self[region: index].secret == secret else { return .accessDenied }
         let (end, overflow) = offset.addingReportingOverflow(length)
-        guard !overflow, end <= slot.pointee.length,
-            let address = UnsafeMutableRawPointer(bitPattern: UInt(slot.pointee.base))
-        else { return .failure(.outOfRange) }
-        return .success(address + Int(offset))
+        return !overflow && end <= self[region: index].length ? .success : .outOfRange
     }
 }
 
@@ -124,15 +168,16 @@ public struct RegionSlot: ~Copyable {
     }
 
     /// Tries to enter as a writer; false means that the region is not the one of the descriptor (any more).
-    @inlinable public mutating func enter(expecting expected: UInt64) -> Bool {
+    @inlinable public func enter(expecting expected: UInt64) -> Bool {
         writers.wrappingAdd(1, ordering: .sequentiallyConsistent)  // before the load: pairs with close
+        // pairs with the stores in TargetPage.publish and withdraw
         if state.load(ordering: .sequentiallyConsistent) == expected { return true }
         leave()
         return false
     }
 
     /// Ends what `enter` began.
-    @inlinable public mutating func leave() {
+    @inlinable public func leave() {
         writers.wrappingSubtract(1, ordering: .releasing)  // pairs with the load in isQuiet
     }
 

@@ -1,21 +1,25 @@
 /// Bounds-checked reading of little-endian bytes. Every descriptor and every frame from a peer goes through here.
 public struct ByteReader: ~Escapable {
-    private let bytes: RawSpan
+    private let bytes: Span<UInt8>
     private var offset = 0
 
     @_lifetime(copy bytes)
-    public init(_ bytes: RawSpan) { self.bytes = bytes }
+    public init(_ bytes: Span<UInt8>) { self.bytes = bytes }
 
     /// Bytes not read yet.
-    public var remaining: Int { bytes.byteCount - offset }
+    public var remaining: Int { bytes.count - offset }
 
     /// Reads one little-endian integer.
     public mutating func read<T: FixedWidthInteger & BitwiseCopyable>(_ type: T.Type = T.self)
         throws(TransferError) -> T
     {
         guard remaining >= MemoryLayout<T>.size else { throw .truncated }
-        defer { offset += MemoryLayout<T>.size }
-        return T(littleEndian: bytes.unsafeLoadUnaligned(fromByteOffset: offset, as: T.self))
+        var value: T = 0
+        for index in (0..<MemoryLayout<T>.size).reversed() {
+            value = value << 8 | T(truncatingIfNeeded: bytes[offset + index])
+        }
+        offset += MemoryLayout<T>.size
+        return value
     }
 
     /// Reads a length byte and as many bytes, at most `limit`.
@@ -46,7 +50,9 @@ public struct ByteWriter {
 
     /// Appends one integer, little-endian.
     public mutating func write<T: FixedWidthInteger>(_ value: T) {
-        withUnsafeBytes(of: value.littleEndian) { bytes.append(contentsOf: $0) }
+        for shift in stride(from: 0, to: T.bitWidth, by: 8) {
+            bytes.append(UInt8(truncatingIfNeeded: value >> T(shift)))
+        }
     }
 
     /// Appends a length byte and the bytes. Traps above 255 bytes: callers validate first.

@@ -6,103 +6,109 @@ extension DomainGroup {
     private enum Flow { case posted, blocked, failed }
 
     /// Begins an operation that `submit` filled in.
-    func start(_ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32) {
-        slot.pointee.lastProgress = hot.pointee.now
-        hot.pointee.usedSlots = max(hot.pointee.usedSlots, Int(index) + 1)
-        switch slot.pointee.kind {
+    func start(_ slot: inout TransferSlot, _ index: UInt32) {
+        slot.lastProgress = hot.value.now
+        hot.value.usedSlots = max(hot.value.usedSlots, Int(index) + 1)
+        switch slot.kind {
         case .count:
-            awaitCount(slot, index)
+            awaitCount(&slot, index)
         case .send:
-            slot.pointee.isPosting = true
-            if !sendMessage(slot, index) { ready.pointee.append(index) }
+            slot.isPosting = true
+            if !sendMessage(&slot, index) { hot.value.ready.append(index) }
         case .write, .paged, .scatter, .barrier:
-            slot.pointee.isPosting = true
-            hot.pointee.sequence &+= 1
-            slot.pointee.sequence = hot.pointee.sequence
-            slot.pointee.isSilentStage = slot.pointee.eighths > 0 && needsSilentStage(slot)
-            rewind(slot)
-            pump(slot, index)
+            slot.isPosting = true
+            hot.value.sequence &+= 1
+            slot.sequence = hot.value.sequence
+            slot.isSilentStage = slot.eighths > 0 && needsSilentStage(&slot)
+            rewind(&slot, attachments[slot.attachment])
+            pump(&slot, index)
         }
     }
 
     /// Puts a slot among those that wait for a counter, or ends it at once.
-    func awaitCount(_ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32) {
-        if page.consume(eighths: slot.pointee.expectedEighths, from: slot.pointee.immediate) {
-            end(slot, index)
+    func awaitCount(_ slot: inout TransferSlot, _ index: UInt32) {
+        if page.consume(eighths: slot.expectedEighths, from: slot.immediate) {
+            end(&slot, index)
         } else {
-            waits[hot.pointee.waitCount] = index
-            hot.pointee.waitCount += 1
+            waits[hot.value.waitCount] = index
+            hot.value.waitCount += 1
         }
     }
 
     /// Goes on with the slots that providers pushed back. Returns whether anything moved.
     func pumpReady() -> Bool {
-        let before = hot.pointee.posted
-        for _ in 0..<ready.pointee.count {
-            let index = ready.pointee.removeFirst()
-            let slot = slots + Int(index)
-            if slot.pointee.kind == .send {
-                if !sendMessage(slot, index) { ready.pointee.append(index) }
+        let before = hot.value.posted
+        for _ in 0..<hot.value.ready.count {
+            let index = hot.value.ready.removeFirst()
+            if slots[index].kind == .send {
+                if !sendMessage(&slots[index], index) { hot.value.ready.append(index) }
             } else {
-                pump(slot, index)
+                pump(&slots[index], index)
             }
         }
-        return hot.pointee.posted != before
+        return hot.value.posted != before
     }
 
-    /// Posts what can be posted; a slot that is pushed back waits in `ready`.
-    private func pump(_ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32) {
-        guard slot.pointee.isPosting else {
-            if slot.pointee.inFlight == 0 { advance(slot, index) }
+    /// Posts what can be posted; a slot that is pushed back waits in `ready`. What it still needs afterwards it owns.
+    private func pump(_ slot: inout TransferSlot, _ index: UInt32) {
+        guard slot.isPosting else {
+            if slot.inFlight == 0 { advance(&slot, index) }
             return
         }
-        let flow = slot.pointee.kind == .paged ? postPages(slot, index) : postTargets(slot, index)
+        let flow = slot.kind == .paged ? postPages(&slot, index) : postTargets(&slot, index)
         switch flow {
         case .blocked:
-            ready.pointee.append(index)
+            slot.pages.keep()
+            hot.value.ready.append(index)
         case .posted, .failed:
-            slot.pointee.isPosting = false
-            if slot.pointee.inFlight == 0 { advance(slot, index) }
+            slot.isPosting = false
+            if slot.isSilentStage { slot.pages.keep() } else { slot.pages.forget() }
+            if slot.inFlight == 0 { advance(&slot, index) }
         }
     }
 
     /// A stage of the slot is over: begins the next one or ends the transfer.
-    func advance(_ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32) {
-        if slot.pointee.isSilentStage, slot.pointee.failure == .success {
-            slot.pointee.isSilentStage = false
-            slot.pointee.isPosting = true
-            rewind(slot)
-            ready.pointee.append(index)
-        } else if slot.pointee.kind == .barrier, slot.pointee.failure == .success {
-            slot.pointee.expectedEighths = Int64(slot.pointee.targetCount) * Int64(Eighths.whole)
-            awaitCount(slot, index)
+    func advance(_ slot: inout TransferSlot, _ index: UInt32) {
+        if slot.isSilentStage, slot.failure == .success {
+            slot.isSilentStage = false
+            slot.isPosting = true
+            rewind(&slot, attachments[slot.attachment])
+            hot.value.ready.append(index)
+        } else if slot.kind == .barrier, slot.failure == .success {
+            slot.expectedEighths = Int64(slot.targetCount) * Int64(Eighths.whole)
+            awaitCount(&slot, index)
         } else {
-            end(slot, index)
+            end(&slot, index)
         }
     }
 
-    private func rewind(_ slot: UnsafeMutablePointer<TransferSlot>) {
-        slot.pointee.targetCursor = 0
-        slot.pointee.pieceCursor = 0
-        slot.pointee.chunkCursor = 0
-        guard slot.pointee.kind == .paged else { return }
-        let rails = attachments[Int(slot.pointee.attachment)].rails
-        for rail in 0..<rails.count {
-            slot.pointee.railCursors[rail] = StripePlanner.start(
-                ofRail: rail, units: slot.pointee.pageCount, rails: rails, sequence: slot.pointee.sequence)
+    private func rewind(_ slot: inout TransferSlot, _ attachment: borrowing Attachment) {
+        slot.targetCursor = 0
+        slot.pieceCursor = 0
+        slot.chunkCursor = 0
+        guard slot.kind == .paged else { return }
+        for rail in 0..<attachment.rails.count {
+            slot.railCursors[rail] = firstPage(ofRail: rail, &slot, attachment)
+            slot.railChunks[rail] = 0
         }
+    }
+
+    private func firstPage(
+        ofRail rail: Int, _ slot: inout TransferSlot, _ attachment: borrowing Attachment
+    ) -> Int {
+        StripePlanner.start(
+            ofRail: rail, units: slot.pages.count, rails: attachment.rails.span, sequence: slot.sequence)
     }
 
     /// Whether a part of the data must be there before the counted requests are posted.
-    private func needsSilentStage(_ slot: UnsafeMutablePointer<TransferSlot>) -> Bool {
-        if slot.pointee.kind != .scatter, slot.pointee.kind != .barrier {
-            return isLong(slot.pointee.length, slot.pointee.attachment)
-                || slot.pointee.kind == .write && isWide(slot.pointee.length, slot.pointee.attachment)
+    private func needsSilentStage(_ slot: inout TransferSlot) -> Bool {
+        if slot.kind != .scatter, slot.kind != .barrier {
+            return isLong(slot.length, slot.attachment)
+                || slot.kind == .write && isWide(slot.length, slot.attachment)
         }
-        guard let targets = slot.pointee.targets else { return false }
-        for target in 0..<slot.pointee.targetCount {
-            let length = targets[target].length
-            if isLong(length, targets[target].attachment) || isWide(length, targets[target].attachment) {
+        for target in 0..<slot.targetCount {
+            let target = slot.targets[target]
+            if isLong(target.length, target.attachment) || isWide(target.length, target.attachment) {
                 return true
             }
         }
@@ -110,31 +116,32 @@ extension DomainGroup {
     }
 
     private func isLong(_ length: Int, _ attachment: UInt32) -> Bool {
-        UInt64(length) > attachments[Int(attachment)].maximumWriteBytes
+        UInt64(length) > attachments[attachment].maximumWriteBytes
     }
 
     private func isWide(_ length: Int, _ attachment: UInt32) -> Bool {
-        attachments[Int(attachment)].rails.count > 8 && length >= 2 * planner.stripeBytes
+        attachments[attachment].rails.count > 8 && length >= 2 * planner.stripeBytes
     }
 
     /// Posts `batch[0..<count]` on one domain. `accepted` of them were taken.
     private func post(
-        _ slot: UnsafeMutablePointer<TransferSlot>, _ domain: Int, _ count: Int, accepted: inout Int
+        _ slot: inout TransferSlot, _ domain: Int, _ count: Int, accepted: inout Int
     ) -> Flow {
         accepted = 0
         while accepted < count {
-            let result = domains[domain].post(
-                UnsafeBufferPointer(start: batch + accepted, count: count - accepted))
+            // The batch does not move, and its requests stay good until they are filled anew.
+            let result = unsafe domains[domain].post(
+                UnsafeBufferPointer(start: batch.address(of: accepted), count: count - accepted))
             accepted += result.accepted
-            hot.pointee.posted &+= UInt64(result.accepted)
+            hot.value.posted &+= UInt64(result.accepted)
             if result.isComplete {
-                slot.pointee.completed += result.accepted
+                slot.completed += result.accepted
             } else {
-                slot.pointee.inFlight += result.accepted
+                slot.inFlight += result.accepted
             }
             if result.status == .success, result.accepted > 0 { continue }
             if result.status == .success || result.status == .again { return .blocked }
-            fail(slot, result.status, result.detail, domain)
+            fail(&slot, result.status, result.detail, domain)
             return .failed
         }
         return .posted
@@ -142,115 +149,126 @@ extension DomainGroup {
 
     // MARK: Writes, scatters, barriers
 
-    private func postTargets(_ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32) -> Flow {
+    private func postTargets(_ slot: inout TransferSlot, _ index: UInt32) -> Flow {
         var cursor = Cursor(
-            target: slot.pointee.targetCursor, piece: slot.pointee.pieceCursor,
-            chunk: slot.pointee.chunkCursor)
+            target: slot.targetCursor, piece: slot.pieceCursor,
+            chunk: slot.chunkCursor)
         var flow = Flow.posted
         repeat {
-            let (count, domain) = fill(slot, index, &cursor)
+            let (count, domain) = fill(&slot, index, &cursor)
             if count == 0 { break }
             var accepted = 0
-            flow = post(slot, domain, count, accepted: &accepted)
+            flow = post(&slot, domain, count, accepted: &accepted)
             if accepted < count { cursor = marks[accepted] }
         } while flow == .posted
-        slot.pointee.targetCursor = cursor.target
-        slot.pointee.pieceCursor = cursor.piece
-        slot.pointee.chunkCursor = cursor.chunk
+        slot.targetCursor = cursor.target
+        slot.pieceCursor = cursor.piece
+        slot.chunkCursor = cursor.chunk
         return flow
     }
 
-    private func target(_ slot: UnsafeMutablePointer<TransferSlot>, _ number: Int) -> ScatterTarget {
-        if slot.pointee.kind != .write, let targets = slot.pointee.targets { return targets[number] }
+    private func target(_ slot: inout TransferSlot, _ number: Int) -> ScatterTarget {
+        if slot.kind != .write { return slot.targets[number] }
         return ScatterTarget(
-            attachment: slot.pointee.attachment, source: slot.pointee.source ?? UnsafeRawPointer(batch),
-            length: slot.pointee.length, targetOffset: slot.pointee.targetOffset)
+            attachment: slot.attachment, sourceOffset: slot.sourceOffset, length: slot.length,
+            targetOffset: slot.targetOffset)
     }
 
     /// Fills the batch with the next requests that go to one domain.
     private func fill(
-        _ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32, _ cursor: inout Cursor
+        _ slot: inout TransferSlot, _ index: UInt32, _ cursor: inout Cursor
     ) -> (count: Int, domain: Int) {
         var count = 0
         var domain = -1
-        let context = context(of: slot, index)
-        while cursor.target < slot.pointee.targetCount, count < Limits.requestsPerPost {
-            let target = target(slot, cursor.target)
-            let attachment = attachments + Int(target.attachment)
-            guard let keys = attachment.pointee.keys else { break }
-            let rails = attachment.pointee.rails
-            let pieceCount = planner.cut(
-                length: target.length, rails: rails, sequence: slot.pointee.sequence &+ UInt32(cursor.target),
-                into: pieces)
-            while cursor.piece < pieceCount, count < Limits.requestsPerPost {
-                let piece = pieces[cursor.piece]
-                let rail = rails[piece.rail]
-                guard let chunk = nextChunk(slot, piece, keys[piece.rail].maximumWriteBytes, cursor.chunk)
-                else {
-                    cursor.piece += 1
-                    cursor.chunk = 0
-                    continue
-                }
-                if domain >= 0, rail.local != domain { return (count, domain) }
-                domain = rail.local
-                marks[count] = cursor
-                batch[count] = WorkRequest(
-                    context: context, source: target.source + piece.offset + chunk.offset,
-                    length: chunk.length,
-                    localKey: regions[Int(slot.pointee.localIndex)].localKeys[domain],
-                    target: keys + piece.rail,
-                    targetOffset: UInt64(target.targetOffset + piece.offset + chunk.offset),
-                    immediate: slot.pointee.immediate, eighths: chunk.eighths)
-                count += 1
-                cursor.chunk = chunk.offset + max(1, chunk.length)
-            }
-            if cursor.piece == pieceCount { cursor = Cursor(target: cursor.target + 1) }
+        while cursor.target < slot.targetCount, count < Limits.requestsPerPost {
+            let target = target(&slot, cursor.target)
+            let isWhole = fill(&slot, index, target, attachments[target.attachment], &cursor, &count, &domain)
+            guard isWhole else { break }
+            cursor = Cursor(target: cursor.target + 1)
         }
         return (count, domain)
     }
 
-    /// The next request of a piece in the slot's stage, beginning at `offset` or later; nil when there is none.
+    /// Goes on with the requests to one target. Returns whether those were all.
+    private func fill(
+        _ slot: inout TransferSlot, _ index: UInt32, _ target: ScatterTarget,
+        _ attachment: borrowing Attachment, _ cursor: inout Cursor, _ count: inout Int, _ domain: inout Int
+    ) -> Bool {
+        let pieceCount = planner.cut(
+            length: target.length, rails: attachment.rails.span,
+            sequence: slot.sequence &+ UInt32(cursor.target), into: pieces)
+        while cursor.piece < pieceCount, count < Limits.requestsPerPost {
+            let piece = pieces[cursor.piece]
+            let local = attachment.rails[piece.rail].local
+            let limit = attachment.keys[piece.rail].maximumWriteBytes
+            let next = nextChunk(
+                piece, limit, cursor.chunk, counts: slot.eighths > 0, isSilent: slot.isSilentStage)
+            guard let chunk = next else {
+                cursor.piece += 1
+                cursor.chunk = 0
+                continue
+            }
+            if domain >= 0, local != domain { return false }
+            domain = local
+            let offset = piece.offset + chunk.offset
+            marks[count] = cursor
+            batch[count] = way(&slot, index, to: attachment, rail: piece.rail).request(
+                from: target.sourceOffset + offset, chunk.length, at: target.targetOffset + offset,
+                eighths: chunk.eighths)
+            count += 1
+            cursor.chunk = chunk.offset + max(1, chunk.length)
+        }
+        return cursor.piece == pieceCount
+    }
+
+    /// What the requests of a slot over one rail have in common.
+    @inline(__always)
+    private func way(
+        _ slot: inout TransferSlot, _ index: UInt32, to attachment: borrowing Attachment, rail: Int
+    ) -> Way {
+        let domain = attachment.rails[rail].local
+        // Attached keys do not move.
+        return unsafe Way(
+            base: regions[slot.localIndex].base, context: context(index),
+            localKey: regions[slot.localIndex].localKeys[domain],
+            target: UnsafePointer(attachment.keys.address(of: rail)), immediate: slot.immediate)
+    }
+
+    /// The next request of a piece in a stage, beginning at `offset` or later; nil when there is none.
     private func nextChunk(
-        _ slot: UnsafeMutablePointer<TransferSlot>, _ piece: Piece, _ limit: UInt64, _ offset: Int
+        _ piece: Piece, _ limit: UInt64, _ offset: Int, counts: Bool, isSilent: Bool
     ) -> (offset: Int, length: Int, eighths: UInt32)? {
         let limit = Int(limit)
-        guard slot.pointee.eighths > 0 else {
+        guard counts else {
             return offset < piece.length ? (offset, min(limit, piece.length - offset), 0) : nil
         }
         if piece.length <= limit, piece.eighths > 0 {
-            if slot.pointee.isSilentStage { return nil }
+            if isSilent { return nil }
             return offset == 0 ? (0, piece.length, piece.eighths) : nil
         }
         let last = piece.eighths > 0 ? (piece.length - 1) / limit * limit : piece.length
-        if slot.pointee.isSilentStage {
-            return offset < last ? (offset, min(limit, last - offset), 0) : nil
-        }
+        if isSilent { return offset < last ? (offset, min(limit, last - offset), 0) : nil }
         return piece.eighths > 0 && offset <= last ? (last, piece.length - last, piece.eighths) : nil
     }
 
     // MARK: Pages
 
-    private func postPages(_ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32) -> Flow {
-        let rails = attachments[Int(slot.pointee.attachment)].rails
+    private func postPages(_ slot: inout TransferSlot, _ index: UInt32) -> Flow {
         var result = Flow.posted
-        for rail in 0..<rails.count {
-            let end = StripePlanner.start(
-                ofRail: rail + 1, units: slot.pointee.pageCount, rails: rails, sequence: slot.pointee.sequence
-            )
-            while slot.pointee.railCursors[rail] < end {
-                let domain = rails[rail].local
-                let count = fillPages(slot, index, rail, end)
+        for rail in 0..<attachments[slot.attachment].rails.count {
+            let domain = attachments[slot.attachment].rails[rail].local
+            let end = firstPage(ofRail: rail + 1, &slot, attachments[slot.attachment])
+            while slot.railCursors[rail] < end {
+                let count = fillPages(&slot, index, rail, end)
                 if count == 0 { break }
-                let after = Cursor(target: slot.pointee.railCursors[rail], chunk: slot.pointee.chunkCursor)
+                let after = Cursor(target: slot.railCursors[rail], chunk: slot.railChunks[rail])
                 var accepted = 0
-                let flow = post(slot, domain, count, accepted: &accepted)
+                let flow = post(&slot, domain, count, accepted: &accepted)
                 let cursor = accepted < count ? marks[accepted] : after
-                slot.pointee.railCursors[rail] = cursor.target
-                slot.pointee.chunkCursor = cursor.chunk
+                slot.railCursors[rail] = cursor.target
+                slot.railChunks[rail] = cursor.chunk
                 if flow == .failed { return .failed }
                 if flow == .blocked {
-                    // A page that is cut is finished before another rail goes on: they share the chunk cursor.
-                    if cursor.chunk > 0 { return .blocked }
                     result = .blocked
                     break
                 }
@@ -260,33 +278,41 @@ extension DomainGroup {
     }
 
     /// Fills the batch with pages of one rail, from its cursor on, and moves the cursor.
-    private func fillPages(
-        _ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32, _ rail: Int, _ end: Int
-    ) -> Int {
-        let attachment = attachments + Int(slot.pointee.attachment)
-        guard let sources = slot.pointee.sourcePages, let targets = slot.pointee.targetPages,
-            let keys = attachment.pointee.keys, let base = slot.pointee.source
-        else { return 0 }
-        let key = keys + rail
-        let domain = attachment.pointee.rails[rail].local
-        let length = slot.pointee.length
-        if UInt64(length) > key.pointee.maximumWriteBytes { return fillLongPages(slot, index, rail, end) }
-        if slot.pointee.isSilentStage {
-            slot.pointee.railCursors[rail] = end
+    private func fillPages(_ slot: inout TransferSlot, _ index: UInt32, _ rail: Int, _ end: Int) -> Int {
+        let page = slot.railCursors[rail]
+        let limit = attachments[slot.attachment].keys[rail].maximumWriteBytes
+        if UInt64(slot.length) > limit {
+            let (count, cursor) = longPages(
+                &slot, index, to: attachments[slot.attachment], rail, page..<end)
+            slot.railCursors[rail] = cursor.target
+            slot.railChunks[rail] = cursor.chunk
+            return count
+        }
+        if slot.isSilentStage {
+            slot.railCursors[rail] = end
             return 0
         }
-        let mergeLimit = mergeLimit(slot, domain, key.pointee.maximumWriteBytes)
-        let context = context(of: slot, index)
-        let localKey = regions[Int(slot.pointee.localIndex)].localKeys[domain]
-        let (sourceStride, targetStride) = (slot.pointee.sourceStride, slot.pointee.targetStride)
-        let (targetOffset, immediate, eighths) = (
-            slot.pointee.targetOffset, slot.pointee.immediate, slot.pointee.eighths
-        )
-        var page = slot.pointee.railCursors[rail]
+        let (count, next) = wholePages(&slot, index, to: attachments[slot.attachment], rail, page..<end)
+        slot.railCursors[rail] = next
+        return count
+    }
+
+    /// Pages that fit into one request, or several neighbours in one. Returns how many requests, and the next page.
+    private func wholePages(
+        _ slot: inout TransferSlot, _ index: UInt32, to attachment: borrowing Attachment, _ rail: Int,
+        _ range: Range<Int>
+    ) -> (count: Int, next: Int) {
+        let way = way(&slot, index, to: attachment, rail: rail)
+        let mergeLimit = mergeLimit(&slot, attachment, rail)
+        let (length, eighths) = (slot.length, slot.eighths)
+        let (sourceOffset, sourceStride) = (slot.sourceOffset, slot.sourceStride)
+        let (targetOffset, targetStride) = (slot.targetOffset, slot.targetStride)
+        let sources = slot.pages.sources
+        let targets = slot.pages.targets
+        let end = min(range.upperBound, sources.count)
+        var page = range.lowerBound
         var count = 0
         while page < end, count < Limits.requestsPerPost {
-            marks[count].target = page
-            marks[count].chunk = 0
             let first = page
             page += 1
             if mergeLimit > 0 {
@@ -295,83 +321,72 @@ extension DomainGroup {
                     (page - first + 1) * length <= mergeLimit
                 { page += 1 }
             }
-            (batch + count).initialize(
-                to: WorkRequest(
-                    context: context, source: base + Int(sources[first]) * sourceStride,
-                    length: (page - first) * length, localKey: localKey, target: key,
-                    targetOffset: UInt64(targetOffset + Int(targets[first]) * targetStride),
-                    immediate: immediate,
-                    eighths: UInt32(page - first) * eighths))
+            marks[count] = Cursor(target: first)
+            batch[count] = way.request(
+                from: sourceOffset + Int(sources[first]) * sourceStride, (page - first) * length,
+                at: targetOffset + Int(targets[first]) * targetStride,
+                eighths: UInt32(page - first) * eighths)
             count += 1
         }
-        slot.pointee.railCursors[rail] = page
-        return count
+        return (count, page)
     }
 
     /// Bytes up to which pages that are neighbours on both sides travel as one request; 0 is never.
-    private func mergeLimit(_ slot: UnsafeMutablePointer<TransferSlot>, _ domain: Int, _ limit: UInt64) -> Int
-    {
-        let length = slot.pointee.length
-        guard length > 0, slot.pointee.sourceStride == length, slot.pointee.targetStride == length else {
-            return 0
-        }
-        let manyCounts = countsManyBytes[domain]
-        return slot.pointee.eighths > 0 ? Int(min(manyCounts, limit, 1 << 40)) : Int(min(limit, 1 << 40))
+    private func mergeLimit(
+        _ slot: inout TransferSlot, _ attachment: borrowing Attachment, _ rail: Int
+    ) -> Int {
+        let length = slot.length
+        guard length > 0, slot.sourceStride == length, slot.targetStride == length else { return 0 }
+        let limit = min(attachment.keys[rail].maximumWriteBytes, 1 << 40)
+        return Int(slot.eighths > 0 ? min(countsManyBytes[attachment.rails[rail].local], limit) : limit)
     }
 
     /// Pages longer than the longest write: cut, the counted chunk of each last.
-    private func fillLongPages(
-        _ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32, _ rail: Int, _ end: Int
-    ) -> Int {
-        let attachment = attachments + Int(slot.pointee.attachment)
-        guard let sources = slot.pointee.sourcePages, let targets = slot.pointee.targetPages,
-            let keys = attachment.pointee.keys, let base = slot.pointee.source
-        else { return 0 }
-        let key = keys + rail
-        let domain = attachment.pointee.rails[rail].local
-        var page = slot.pointee.railCursors[rail]
-        var chunkStart = slot.pointee.chunkCursor
-        let piece = Piece(rail: rail, offset: 0, length: slot.pointee.length, eighths: slot.pointee.eighths)
+    private func longPages(
+        _ slot: inout TransferSlot, _ index: UInt32, to attachment: borrowing Attachment, _ rail: Int,
+        _ range: Range<Int>
+    ) -> (count: Int, next: Cursor) {
+        let way = way(&slot, index, to: attachment, rail: rail)
+        let limit = attachment.keys[rail].maximumWriteBytes
+        let piece = Piece(rail: rail, offset: 0, length: slot.length, eighths: slot.eighths)
+        var cursor = Cursor(target: range.lowerBound, chunk: slot.railChunks[rail])
+        let (counts, isSilent) = (slot.eighths > 0, slot.isSilentStage)
+        let sources = slot.pages.sources
+        let targets = slot.pages.targets
         var count = 0
-        while page < end, count < Limits.requestsPerPost {
-            guard let chunk = nextChunk(slot, piece, key.pointee.maximumWriteBytes, chunkStart) else {
-                page += 1
-                chunkStart = 0
+        while cursor.target < range.upperBound, count < Limits.requestsPerPost {
+            guard let chunk = nextChunk(piece, limit, cursor.chunk, counts: counts, isSilent: isSilent) else {
+                cursor = Cursor(target: cursor.target + 1)
                 continue
             }
-            marks[count] = Cursor(target: page, chunk: chunkStart)
-            batch[count] = WorkRequest(
-                context: context(of: slot, index),
-                source: base + Int(sources[page]) * slot.pointee.sourceStride + chunk.offset,
-                length: chunk.length,
-                localKey: regions[Int(slot.pointee.localIndex)].localKeys[domain], target: key,
-                targetOffset: UInt64(
-                    slot.pointee.targetOffset + Int(targets[page]) * slot.pointee.targetStride + chunk.offset),
-                immediate: slot.pointee.immediate, eighths: chunk.eighths)
+            marks[count] = cursor
+            batch[count] = way.request(
+                from: slot.sourceOffset + Int(sources[cursor.target]) * slot.sourceStride + chunk.offset,
+                chunk.length,
+                at: slot.targetOffset + Int(targets[cursor.target]) * slot.targetStride + chunk.offset,
+                eighths: chunk.eighths)
             count += 1
-            chunkStart = chunk.offset + max(1, chunk.length)
+            cursor.chunk = chunk.offset + max(1, chunk.length)
         }
-        slot.pointee.railCursors[rail] = page
-        slot.pointee.chunkCursor = chunkStart
-        return count
+        return (count, cursor)
     }
 
     // MARK: Messages
 
     /// Hands a message to its NIC; false when it is pushed back.
-    private func sendMessage(_ slot: UnsafeMutablePointer<TransferSlot>, _ index: UInt32) -> Bool {
-        guard slot.pointee.isPosting, let keys = attachments[Int(slot.pointee.attachment)].keys else {
-            return true
-        }
-        let payload = UnsafeRawBufferPointer(start: slot.pointee.scratch, count: slot.pointee.length)
-        let domain = attachments[Int(slot.pointee.attachment)].rails[0].local
-        let result = domains[domain].send(payload, to: keys, context: context(of: slot, index))
+    private func sendMessage(_ slot: inout TransferSlot, _ index: UInt32) -> Bool {
+        guard slot.isPosting else { return true }
+        let domain = attachments[slot.attachment].rails[0].local
+        // The provider copies the payload before it returns.
+        let result = unsafe domains[domain].send(
+            UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(slot.message.memory)[..<slot.length]),
+            to: UnsafePointer(attachments[slot.attachment].keys.address(of: 0)), context: context(index))
         if result.status == .again { return false }
-        slot.pointee.isPosting = false
-        hot.pointee.posted &+= 1
-        if result.status != .success { fail(slot, result.status, result.detail, domain) }
-        if result.status == .success, !result.isComplete { slot.pointee.inFlight += 1 }
-        if slot.pointee.inFlight == 0 { end(slot, index) }
+        slot.isPosting = false
+        hot.value.posted &+= 1
+        if result.status != .success { fail(&slot, result.status, result.detail, domain) }
+        if result.status == .success, !result.isComplete { slot.inFlight += 1 }
+        if slot.inFlight == 0 { end(&slot, index) }
         return true
     }
 }

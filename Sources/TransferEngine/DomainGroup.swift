@@ -6,22 +6,23 @@ internal import TransferCore
 ///
 /// It knows no thread and no clock of its own. Whoever calls `progress()` - a worker, the caller, a simulator - is
 /// the *progress thread*, and everything here that is not said to be callable from anywhere belongs to it. State lies
-/// behind pointers so that the data path pays neither for exclusivity checks nor for reference counts.
+/// in tables so that the data path pays neither for exclusivity checks nor for reference counts.
 final class DomainGroup {
     let page: TargetPage
     let clock: any TransferClock
     let planner: StripePlanner
     let engineName: String
 
-    let domains: UnsafeMutablePointer<any FabricDomain>
-    let domainCount: Int
+    let domains: Table<any FabricDomain>
     /// For each domain, the largest request that may carry several counts.
-    let countsManyBytes: UnsafeMutablePointer<UInt64>
+    let countsManyBytes: Table<UInt64>
     let domainNames: [String]
-    let regions: UnsafeMutablePointer<RegionEntry>
-    let attachments: UnsafeMutablePointer<Attachment>
+    let regions = Table(repeating: RegionEntry(), count: Limits.regions)
+    let attachments = Table(count: Limits.attachments) { _ in Attachment() }
     let freeAttachments = IndexStack(capacity: Limits.attachments)
-    let slots: UnsafeMutablePointer<TransferSlot>
+    let slots = Table(count: Limits.transfers) { _ in TransferSlot() }
+    /// For each slot, whether its transfer has ended (`SlotStatus`). Callable from anywhere.
+    let statuses = Table(count: Limits.transfers) { _ in Atomic<UInt64>(1 << 32) }
     /// Slots that nobody uses. Callable from anywhere.
     let free = IndexStack(capacity: Limits.transfers)
     /// Slots on their way to the progress thread. Callable from anywhere.
@@ -29,24 +30,26 @@ final class DomainGroup {
     /// Those who sleep until a transfer ends, and what became of failed transfers.
     let outcomes = Mutex(Outcomes())
 
-    /// Slots with requests to post, and slots that ended and whose callbacks are due.
-    let ready: UnsafeMutablePointer<SlotRing>
-    let finished: UnsafeMutablePointer<SlotRing>
     /// Slots that wait for a counter, in no order.
-    let waits: UnsafeMutablePointer<UInt32>
-    let hot: UnsafeMutablePointer<Hot>
+    let waits = Table<UInt32>(repeating: 0, count: Limits.counterWaits)
+    let hot = Cell(Hot())
 
-    let batch: UnsafeMutablePointer<WorkRequest>
+    let batch = Table(count: Limits.requestsPerPost) { _ in WorkRequest() }
     /// Where the slot's cursor stood before each request of the batch.
-    let marks: UnsafeMutablePointer<Cursor>
-    let pieces: UnsafeMutableBufferPointer<Piece>
-    let completions: UnsafeMutableBufferPointer<Completion>
+    let marks = Table(repeating: Cursor(), count: Limits.requestsPerPost)
+    let pieces = Table(repeating: Piece(rail: 0, offset: 0, length: 0), count: Limits.railsPerRoute)
+    let completions = Table(
+        repeating: Completion(context: 0, count: 1), count: Limits.completionsPerPoll)
 
-    var watchers: [WatcherEntry] = []
     let messages = MessageInbox()
 
-    /// The group's scalars.
-    struct Hot {
+    /// What changes all the time.
+    struct Hot: ~Copyable {
+        /// Slots with requests to post.
+        var ready = SlotRing(capacity: Limits.transfers)
+        /// Slots that ended and whose callbacks are due.
+        var finished = SlotRing(capacity: Limits.transfers)
+        var watchers: [WatcherEntry] = []
         var waitCount = 0
         var sequence: UInt32 = 0
         var rounds: UInt64 = 0
@@ -73,109 +76,59 @@ final class DomainGroup {
         self.clock = clock
         self.planner = planner
         engineName = name
-        domainCount = domains.count
-        self.domains = .allocate(capacity: domains.count)
-        self.domains.initialize(from: domains, count: domains.count)
-        countsManyBytes = .allocate(capacity: domains.count)
-        for (index, domain) in domains.enumerated() {
-            let attributes = domain.attributes
-            countsManyBytes[index] = attributes.countsMany ? attributes.countsManyBytes : 0
-        }
+        self.domains = Table(domains)
+        countsManyBytes = Table(
+            domains.map { $0.attributes.countsMany ? $0.attributes.countsManyBytes : 0 })
         domainNames = domains.map { "\($0.attributes.fabric) \($0.attributes.name)" }
-        regions = .allocate(capacity: Limits.regions)
-        regions.initialize(repeating: RegionEntry(), count: Limits.regions)
-        attachments = .allocate(capacity: Limits.attachments)
-        attachments.initialize(repeating: Attachment(), count: Limits.attachments)
-        slots = .allocate(capacity: Limits.transfers)
-        for index in 0..<Limits.transfers { (slots + index).initialize(to: TransferSlot()) }
-        ready = .allocate(capacity: 1)
-        ready.initialize(to: SlotRing(capacity: Limits.transfers))
-        finished = .allocate(capacity: 1)
-        finished.initialize(to: SlotRing(capacity: Limits.transfers))
-        waits = .allocate(capacity: Limits.counterWaits)
-        hot = .allocate(capacity: 1)
-        hot.initialize(to: Hot())
-        hot.pointee.now = clock.nowNanoseconds
-        batch = .allocate(capacity: Limits.requestsPerPost)
-        marks = .allocate(capacity: Limits.requestsPerPost)
-        pieces = .allocate(capacity: Limits.railsPerRoute + 1)
-        completions = .allocate(capacity: Limits.completionsPerPoll)
-    }
-
-    deinit {
-        domains.deinitialize(count: domainCount)
-        domains.deallocate()
-        countsManyBytes.deallocate()
-        regions.deallocate()
-        for index in 0..<Limits.attachments where attachments[index].generation != 0 {
-            releaseAttachment(index)
-        }
-        attachments.deallocate()
-        slots.deinitialize(count: Limits.transfers)
-        slots.deallocate()
-        ready.deinitialize(count: 1)
-        ready.deallocate()
-        finished.deinitialize(count: 1)
-        finished.deallocate()
-        waits.deallocate()
-        hot.deallocate()
-        batch.deallocate()
-        marks.deallocate()
-        pieces.deallocate()
-        completions.deallocate()
-    }
-
-    /// Frees the memory of an attachment; its imports have been released.
-    func releaseAttachment(_ index: Int) {
-        attachments[index].rails.deallocate()
-        attachments[index].keys?.deallocate()
-        attachments[index] = Attachment()
+        hot.value.now = clock.nowNanoseconds
     }
 
     // MARK: The loop
 
     /// One round: takes submissions, posts, polls, counts, calls back. Returns whether anything happened.
     @discardableResult func progress() -> Bool {
-        precondition(!hot.pointee.isInProgress, "progress() was called from a callback")
-        hot.pointee.isInProgress = true
-        defer { hot.pointee.isInProgress = false }
+        precondition(!hot.value.isInProgress, "progress() was called from a callback")
+        hot.value.isInProgress = true
+        defer { hot.value.isInProgress = false }
         var isBusy = false
         while let index = submissions.pop() {
-            start(slots + Int(index), index)
+            start(&slots[index], index)
             isBusy = true
         }
-        if !ready.pointee.isEmpty, pumpReady() { isBusy = true }
-        for domain in 0..<domainCount where poll(domain) { isBusy = true }
-        if hot.pointee.waitCount > 0, checkCounters() { isBusy = true }
-        if !watchers.isEmpty, checkWatchers() { isBusy = true }
-        if !finished.pointee.isEmpty {
+        if !hot.value.ready.isEmpty, pumpReady() { isBusy = true }
+        for domain in 0..<domains.count where poll(domain) { isBusy = true }
+        if hot.value.waitCount > 0, checkCounters() { isBusy = true }
+        if !hot.value.watchers.isEmpty, checkWatchers() { isBusy = true }
+        if !hot.value.finished.isEmpty {
             runCallbacks()
             isBusy = true
         }
-        hot.pointee.rounds &+= 1
-        if hot.pointee.rounds & 1023 == 0 { checkDeadlines() }
+        hot.value.rounds &+= 1
+        if hot.value.rounds & 1023 == 0 { checkDeadlines() }
         return isBusy
     }
 
     /// Whether nothing needs a progress thread until somebody wakes it. Announced beforehand through
     /// `TargetPage.sleeping`, so that nothing is missed in between.
     func maySleep() -> Bool {
-        if submissions.mayHaveItems || !ready.pointee.isEmpty || !finished.pointee.isEmpty { return false }
-        for index in 0..<hot.pointee.waitCount {
-            let slot = slots + Int(waits[index])
-            if page.eighths(of: slot.pointee.immediate) >= slot.pointee.expectedEighths { return false }
+        if submissions.mayHaveItems || !hot.value.ready.isEmpty || !hot.value.finished.isEmpty {
+            return false
         }
-        for domain in 0..<domainCount where !domains[domain].prepareToSleep() { return false }
+        for index in 0..<hot.value.waitCount {
+            let slot = waits[index]
+            if page.eighths(of: slots[slot].immediate) >= slots[slot].expectedEighths { return false }
+        }
+        for domain in 0..<domains.count where !domains[domain].prepareToSleep() { return false }
         return true
     }
 
     private func poll(_ domain: Int) -> Bool {
         if messages.isFull { return false }
-        let count = domains[domain].poll(completions)
+        let count = unsafe domains[domain].poll(completions.memory)
         for index in 0..<count {
             let completion = completions[index]
             if completion.count == 0 {
-                messages.deliver(completion.message, from: EngineID(rawValue: completion.context))
+                unsafe messages.deliver(completion.message, from: EngineID(rawValue: completion.context))
             } else {
                 complete(completion, domain)
             }
@@ -186,13 +139,12 @@ final class DomainGroup {
     private func checkCounters() -> Bool {
         var isBusy = false
         var index = 0
-        while index < hot.pointee.waitCount {
-            let slotIndex = waits[index]
-            let slot = slots + Int(slotIndex)
-            if page.consume(eighths: slot.pointee.expectedEighths, from: slot.pointee.immediate) {
-                hot.pointee.waitCount -= 1
-                waits[index] = waits[hot.pointee.waitCount]
-                end(slot, slotIndex)
+        while index < hot.value.waitCount {
+            let slot = waits[index]
+            if page.consume(eighths: slots[slot].expectedEighths, from: slots[slot].immediate) {
+                hot.value.waitCount -= 1
+                waits[index] = waits[hot.value.waitCount]
+                end(&slots[slot], slot)
                 isBusy = true
             } else {
                 index += 1
@@ -203,26 +155,25 @@ final class DomainGroup {
 
     private func runCallbacks() {
         // Only those that are due now: a callback may end further transfers at once.
-        for _ in 0..<finished.pointee.count {
-            let index = finished.pointee.removeFirst()
-            settle(slots + Int(index), index)
+        for _ in 0..<hot.value.finished.count {
+            let index = hot.value.finished.removeFirst()
+            settle(&slots[index], index)
         }
     }
 }
 
 /// A queue of slot indices, each in it at most once, so that it cannot overflow.
 struct SlotRing: ~Copyable {
-    private let storage: UnsafeMutablePointer<UInt32>
+    private let storage: Table<UInt32>
     private let mask: Int
     private var first = 0
     private var end = 0
 
+    /// `capacity` is a power of two.
     init(capacity: Int) {
-        storage = .allocate(capacity: capacity)
+        storage = Table(repeating: 0, count: capacity)
         mask = capacity - 1
     }
-
-    deinit { storage.deallocate() }
 
     var isEmpty: Bool { first == end }
     var count: Int { end &- first }
@@ -237,9 +188,7 @@ struct SlotRing: ~Copyable {
         defer { first &+= 1 }
         return storage[first & mask]
     }
-}
 
-extension SlotRing {
     func contains(_ index: UInt32) -> Bool { (first..<end).contains { storage[$0 & mask] == index } }
 
     /// Takes an index out of the middle. O(count).

@@ -1,18 +1,22 @@
 public import TransferCore
 
 /// Registered local memory. A plain value; `TransferEngine.deregister` ends the registration.
-public struct MemoryRegion: Hashable, @unchecked Sendable {
-    // SAFETY: the address is only a number here; who may touch the memory is the caller's affair.
-    /// First byte.
-    public let baseAddress: UnsafeMutableRawPointer
+public struct MemoryRegion: Hashable, Sendable {
+    /// The address of the first byte; not 0.
+    let address: UInt
     /// Bytes.
     public let byteCount: Int
     let index: UInt32
     let generation: UInt32
 
+    /// First byte. Who may touch the memory is the caller's affair.
+    public var baseAddress: UnsafeMutableRawPointer {
+        unsafe UnsafeMutableRawPointer(bitPattern: address).unsafelyUnwrapped
+    }
+
     /// The whole region as bytes. Peers may be writing into it: read what a counter has announced.
     public var bytes: UnsafeMutableRawBufferPointer {
-        UnsafeMutableRawBufferPointer(start: baseAddress, count: byteCount)
+        unsafe UnsafeMutableRawBufferPointer(start: baseAddress, count: byteCount)
     }
 }
 
@@ -64,7 +68,7 @@ public struct Transfer: Hashable, Sendable {
 }
 
 /// Pages of a region: page `i` begins at `offset + indices[i] * stride`.
-public struct Pages {
+@safe public struct Pages {
     /// Page numbers; they may repeat.
     public var indices: UnsafeBufferPointer<UInt32>
     /// Bytes from one page to the next.
@@ -74,9 +78,19 @@ public struct Pages {
 
     /// The indices are read while the transfer is being submitted, not later.
     public init(_ indices: UnsafeBufferPointer<UInt32>, stride: Int, offset: Int = 0) {
-        self.indices = indices
+        unsafe self.indices = indices
         self.stride = stride
         self.offset = offset
+    }
+
+    /// How many pages.
+    var count: Int { unsafe indices.count }
+
+    /// The largest page number; 0 without pages.
+    var largest: UInt32 {
+        var largest: UInt32 = 0
+        for position in 0..<count { largest = max(largest, unsafe indices[position]) }
+        return largest
     }
 }
 

@@ -45,17 +45,18 @@ extension TransferEngine {
 
 /// Something to sleep on until another thread opens it, once.
 final class Gate: Sendable {
+    // The kernel only compares and reports; the word lives as long as the gate, which both sides keep.
     private let word = Atomic<UInt32>(0)
 
     func open() {
         word.store(1, ordering: .releasing)  // pairs with the load in wait()
-        withUnsafePointer(to: word) { te_futex_wake($0) }
+        unsafe withUnsafePointer(to: word) { unsafe te_futex_wake($0) }
     }
 
     /// The kernel is asked again every millisecond, so that a missed wake-up costs a millisecond and not a hang.
     func wait() {
         while word.load(ordering: .acquiring) == 0 {  // pairs with the store in open()
-            withUnsafePointer(to: word) { te_futex_wait($0, 0, 1_000_000) }
+            unsafe withUnsafePointer(to: word) { unsafe te_futex_wait($0, 0, 1_000_000) }
         }
     }
 }

@@ -4,23 +4,31 @@ internal import TransferCore
 
 extension TransferSlot {
     /// Room for the targets of a scatter or a barrier.
-    mutating func reserveTargets(_ count: Int) -> UnsafeMutablePointer<ScatterTarget> {
-        let memory = reserveScratch(count * MemoryLayout<ScatterTarget>.stride)
-            .bindMemory(to: ScatterTarget.self, capacity: count)
-        targets = memory
+    mutating func reserveTargets(_ count: Int) {
+        if targets.count < count { targets = Table(repeating: ScatterTarget(), count: (count + 63) & ~63) }
         targetCount = count
-        return memory
     }
 
-    /// Copies the caller's page lists, of which only the next pages of the cursors' rails are still needed.
-    mutating func keepPages() {
-        guard kind == .paged, pageCount > 0, let sourcePages, let targetPages else { return }
-        let bytes = pageCount * MemoryLayout<UInt32>.stride
-        let memory = reserveScratch(2 * bytes)
-        memory.copyMemory(from: sourcePages, byteCount: bytes)
-        (memory + bytes).copyMemory(from: targetPages, byteCount: bytes)
-        self.sourcePages = UnsafePointer(memory.assumingMemoryBound(to: UInt32.self))
-        self.targetPages = UnsafePointer((memory + bytes).assumingMemoryBound(to: UInt32.self))
+    /// Keeps the bytes of a message.
+    mutating func keepMessage(_ payload: UnsafeRawBufferPointer) {
+        if message.count == 0 { message = Table(repeating: 0, count: Limits.messageBytes) }
+        unsafe UnsafeMutableRawBufferPointer(message.memory).copyMemory(from: payload)
+        length = payload.count
+    }
+
+    /// Forgets the user before.
+    mutating func begin(_ kind: Kind, _ immediate: Immediate?, _ callback: TransferCallback?) {
+        self.kind = kind
+        self.immediate = immediate?.value ?? 0
+        eighths = immediate == nil ? 0 : Eighths.whole
+        failure = .success
+        isSilentStage = false
+        isPosting = false
+        inFlight = 0
+        completed = 0
+        expectedEighths = 0
+        pages.forget()
+        self.callback = callback
     }
 }
 
@@ -29,43 +37,36 @@ extension TransferEngine {
     @inline(__always)
     func submit(
         _ kind: TransferSlot.Kind, _ immediate: Immediate?, _ timeout: Duration?, _ onEnd: TransferCallback?,
-        fill: (UnsafeMutablePointer<TransferSlot>) -> Void
+        fill: (inout TransferSlot) -> Void
     ) throws(TransferError) -> Transfer {
         guard let index = group.free.pop() else { throw .tooManyTransfers }
-        let slot = group.slots + Int(index)
-        let generation = UInt32(slot.pointee.status.load(ordering: .relaxed) >> 32)
-        slot.pointee.kind = kind
-        slot.pointee.immediate = immediate?.value ?? 0
-        slot.pointee.eighths = immediate == nil ? 0 : Eighths.whole
-        slot.pointee.failure = .success
-        slot.pointee.isSilentStage = false
-        slot.pointee.isPosting = false
-        slot.pointee.inFlight = 0
-        slot.pointee.completed = 0
-        slot.pointee.expectedEighths = 0
-        slot.pointee.callback = onEnd
-        fill(slot)
+        let generation = UInt32(group.statuses[index].load(ordering: .relaxed) >> 32)
         let now = group.clock.nowNanoseconds
-        slot.pointee.submitted = now
-        slot.pointee.deadline = now &+ (timeout?.nanoseconds ?? defaultTimeout)
-        if slot.pointee.deadline < now { slot.pointee.deadline = .max }
-        let pending = UInt64(generation) << 32 | TransferSlot.pending
+        prepare(&group.slots[index], kind, immediate, now, timeout, onEnd, fill)
+        let pending = UInt64(generation) << 32 | SlotStatus.pending
+        // pairs with the loads of the progress thread
+        group.statuses[index].store(pending, ordering: .releasing)
         if isProgressThread {
-            slot.pointee.status.store(pending, ordering: .releasing)
-            group.start(slot, index)
-            // The caller's lists are the caller's again when this returns.
-            if kind == .paged, slot.pointee.isPosting || slot.pointee.isSilentStage {
-                slot.pointee.keepPages()
-            }
+            group.start(&group.slots[index], index)
         } else {
-            slot.pointee.keepPages()
-            // pairs with the loads of the progress thread
-            slot.pointee.status.store(pending, ordering: .releasing)
             let taken = group.submissions.push(index)
             precondition(taken, "the submission queue holds every slot")
             wakeIfSleeping()
         }
         return Transfer(index: index, generation: generation)
+    }
+
+    @inline(__always)
+    private func prepare(
+        _ slot: inout TransferSlot, _ kind: TransferSlot.Kind, _ immediate: Immediate?, _ now: UInt64,
+        _ timeout: Duration?, _ onEnd: TransferCallback?, _ fill: (inout TransferSlot) -> Void
+    ) {
+        slot.begin(kind, immediate, onEnd)
+        fill(&slot)
+        slot.submitted = now
+        slot.deadline = now &+ (timeout?.nanoseconds ?? defaultTimeout)
+        if slot.deadline < now { slot.deadline = .max }
+        if !isProgressThread { slot.pages.keep() }
     }
 
     /// Posts a short write on one NIC without taking a slot. False when that NIC does not complete it at once or
@@ -76,34 +77,43 @@ extension TransferEngine {
         _ targetOffset: Int,
         _ immediate: Immediate?
     ) -> Bool {
-        let attachment = group.attachments + Int(target.index)
-        guard attachment.pointee.completesAtOnce, UInt64(byteCount) <= attachment.pointee.maximumWriteBytes,
-            byteCount < 2 * group.planner.stripeBytes || attachment.pointee.rails.count == 1,
-            group.ready.pointee.isEmpty, let keys = attachment.pointee.keys
+        postAtOnce(
+            source, sourceOffset, byteCount, group.attachments[target.index], targetOffset, immediate)
+    }
+
+    @inline(__always)
+    private func postAtOnce(
+        _ source: MemoryRegion, _ sourceOffset: Int, _ byteCount: Int, _ attachment: borrowing Attachment,
+        _ targetOffset: Int, _ immediate: Immediate?
+    ) -> Bool {
+        guard attachment.completesAtOnce, UInt64(byteCount) <= attachment.maximumWriteBytes,
+            byteCount < 2 * group.planner.stripeBytes || attachment.rails.count == 1,
+            group.hot.value.ready.isEmpty
         else { return false }
-        group.hot.pointee.sequence &+= 1
-        let rails = attachment.pointee.rails
+        group.hot.value.sequence &+= 1
+        let sequence = group.hot.value.sequence
         var rail = 0
-        while rail + 1 < rails.count,
+        while rail + 1 < attachment.rails.count,
             StripePlanner.start(
-                ofRail: rail + 1, units: 1, rails: rails, sequence: group.hot.pointee.sequence) == 0
+                ofRail: rail + 1, units: 1, rails: attachment.rails.span, sequence: sequence) == 0
         { rail += 1 }
-        let domain = rails[rail].local
-        group.batch.initialize(
-            to: WorkRequest(
-                context: 0, source: UnsafeRawPointer(source.baseAddress + sourceOffset), length: byteCount,
-                localKey: group.regions[Int(source.index)].localKeys[domain], target: keys + rail,
-                targetOffset: UInt64(targetOffset), immediate: immediate?.value ?? 0,
-                eighths: immediate == nil ? 0 : Eighths.whole))
-        let result = group.domains[domain].post(UnsafeBufferPointer(start: group.batch, count: 1))
-        return result.accepted == 1
+        let domain = attachment.rails[rail].local
+        // `check` has seen that the bytes lie inside the source; attached keys and the batch do not move.
+        group.batch[0] = unsafe WorkRequest(
+            context: 0, source: UnsafeRawPointer(source.baseAddress + sourceOffset), length: byteCount,
+            localKey: group.regions[source.index].localKeys[domain],
+            target: UnsafePointer(attachment.keys.address(of: rail)),
+            targetOffset: UInt64(truncatingIfNeeded: targetOffset), immediate: immediate?.value ?? 0,
+            eighths: immediate == nil ? 0 : Eighths.whole)
+        let request = unsafe UnsafeBufferPointer(start: group.batch.address(of: 0), count: 1)
+        return unsafe group.domains[domain].post(request).accepted == 1
     }
 
     // MARK: Validation
 
     @inline(__always)
     func check(_ source: MemoryRegion, _ offset: Int, _ byteCount: Int) throws(TransferError) {
-        guard group.regions[Int(source.index)].generation == source.generation else { throw .staleLocal }
+        guard group.regions[source.index].generation == source.generation else { throw .staleLocal }
         guard offset >= 0, byteCount >= 0, byteCount <= source.byteCount,
             offset <= source.byteCount - byteCount
         else { throw .outOfRange("source", offset, byteCount, source.byteCount) }
@@ -111,7 +121,7 @@ extension TransferEngine {
 
     @inline(__always)
     func check(_ target: RemoteMemory) throws(TransferError) {
-        guard group.attachments[Int(target.index)].generation == target.generation else {
+        guard group.attachments[target.index].generation == target.generation else {
             throw .staleAttachment
         }
     }
@@ -119,7 +129,7 @@ extension TransferEngine {
     @inline(__always)
     func check(_ target: RemoteMemory, _ offset: Int, _ byteCount: Int) throws(TransferError) {
         try check(target)
-        guard group.attachments[Int(target.index)].isWritable else {
+        guard group.attachments[target.index].isWritable else {
             throw TransferError(.accessDenied, "the peer registered the region without remote writes")
         }
         guard offset >= 0, byteCount >= 0, byteCount <= target.byteCount,
@@ -134,9 +144,8 @@ extension TransferEngine {
         guard pages.stride >= 0, pages.offset >= 0, pageBytes >= 0 else {
             throw TransferError(.invalidArgument, "a negative page size, stride or offset")
         }
-        if pages.indices.isEmpty { return }
-        var largest: UInt32 = 0
-        for index in pages.indices { largest = max(largest, index) }
+        if pages.count == 0 { return }
+        let largest = pages.largest
         let (start, overflow) = Int(largest).multipliedReportingOverflow(by: pages.stride)
         let (first, overflow2) = start.addingReportingOverflow(pages.offset)
         guard !overflow, !overflow2, pageBytes <= regionBytes, first <= regionBytes - pageBytes else {

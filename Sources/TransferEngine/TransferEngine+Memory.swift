@@ -27,7 +27,7 @@ extension TransferEngine {
             name: "te-region", byteCount: byteCount, hugePages: byteCount >= 2 << 20 && isPopulated,
             isPopulated: isPopulated)
         do throws(TransferError) {
-            return try register(
+            return try unsafe register(
                 mapping.base, byteCount: byteCount, access: access, mapping: mapping, isPopulated: isPopulated
             )
         } catch {
@@ -41,10 +41,11 @@ extension TransferEngine {
     public func register(
         _ memory: UnsafeMutableRawBufferPointer, access: Access = .remoteWrite
     ) throws(TransferError) -> MemoryRegion {
-        guard let base = memory.baseAddress, !memory.isEmpty else {
+        guard let base = memory.baseAddress, unsafe !memory.isEmpty else {
             throw TransferError(.invalidArgument, "registration of an empty range")
         }
-        return try register(base, byteCount: memory.count, access: access, mapping: nil, isPopulated: false)
+        return try unsafe register(
+            base, byteCount: memory.count, access: access, mapping: nil, isPopulated: false)
     }
 
     /// Ends a registration. When this returns, nobody can write into the memory any more, and memory that the engine
@@ -69,9 +70,9 @@ extension TransferEngine {
         return RemoteRegion(
             engine: id, device: 0, index: region.index, generation: region.generation,
             access: known.local.access,
-            length: UInt64(region.byteCount), base: UInt64(UInt(bitPattern: region.baseAddress)),
+            length: UInt64(region.byteCount), base: UInt64(region.address),
             secret: known.local.secret,
-            nics: (0..<group.domainCount).map { index in
+            nics: (0..<group.domains.count).map { index in
                 let domain = group.domains[index]
                 let attributes = domain.attributes
                 return RemoteRegion.NIC(
@@ -89,18 +90,21 @@ extension TransferEngine {
     ) throws(TransferError) -> MemoryRegion {
         let (index, generation, secret) = try reserveRegion()
         let region = MemoryRegion(
-            baseAddress: base, byteCount: byteCount, index: index, generation: generation)
-        let local = LocalRegion(
+            address: UInt(bitPattern: base), byteCount: byteCount, index: index, generation: generation)
+        let local = unsafe LocalRegion(
             index: index, generation: generation, access: access, secret: secret, base: base,
             length: byteCount,
             memoryFile: mapping?.file ?? -1, isPopulated: isPopulated)
         do throws(TransferError) {
             let keys = try perform { group throws(TransferError) in try Self.add(local, to: group) }
             let known = RegisteredRegion(region: region, local: local, keys: keys, mapping: mapping)
-            control.withLock { $0.regions[index] = known }
+            control.withLock {
+                $0.regions[index] = known
+                $0.reservedRegions.remove(index)
+            }
             return region
         } catch {
-            control.withLock { $0.regions[index] = nil }
+            _ = control.withLock { $0.reservedRegions.remove(index) }
             throw error
         }
     }
@@ -108,66 +112,49 @@ extension TransferEngine {
     private func reserveRegion() throws(TransferError) -> (index: UInt32, generation: UInt32, secret: UInt64)
     {
         try control.withLock { control throws(TransferError) in
-            guard control.regions.count < Limits.regions else {
+            guard control.regions.count + control.reservedRegions.count < Limits.regions else {
                 throw TransferError(
                     .limitReached, "\(Limits.regions) regions are registered; deregister some")
             }
             repeat {
                 control.nextRegion = (control.nextRegion + 1) % UInt32(Limits.regions)
             } while control.regions[control.nextRegion] != nil
+                || control.reservedRegions.contains(control.nextRegion)
             control.nextGeneration = max(1, control.nextGeneration &+ 1)
-            let secret = control.random.next()
-            let nowhere = MemoryRegion(
-                baseAddress: UnsafeMutableRawPointer(page.sleeping), byteCount: 0, index: control.nextRegion,
-                generation: 0)
-            let reserved = LocalRegion(
-                index: control.nextRegion, generation: 0, access: .localOnly, secret: 0,
-                base: nowhere.baseAddress,
-                length: 0, memoryFile: -1, isPopulated: false)
-            control.regions[control.nextRegion] = RegisteredRegion(
-                region: nowhere, local: reserved, keys: [], mapping: nil)
-            return (control.nextRegion, control.nextGeneration, secret)
+            control.reservedRegions.insert(control.nextRegion)
+            return (control.nextRegion, control.nextGeneration, control.random.next())
         }
     }
 
     private static func add(_ local: LocalRegion, to group: DomainGroup) throws(TransferError) -> [DomainKey]
     {
         // The page first: from the moment a provider knows the region, peers may ask for it.
-        let slot = group.page.region(local.index)
-        slot.pointee.base = UInt64(UInt(bitPattern: local.base))
-        slot.pointee.length = UInt64(local.length)
-        slot.pointee.secret = local.secret
-        // pairs with the load in RegionSlot.enter
-        slot.pointee.state.store(
-            RegionSlot.state(generation: local.generation, access: local.access),
-            ordering: .sequentiallyConsistent)
+        group.page.publish(local)
         var keys: [DomainKey] = []
-        var entry = RegionEntry(generation: local.generation, base: local.base, length: local.length)
+        var entry = RegionEntry(
+            generation: local.generation, base: UInt(bitPattern: unsafe local.base), length: local.length)
         do throws(TransferError) {
-            for domain in 0..<group.domainCount {
+            for domain in 0..<group.domains.count {
                 keys.append(try group.domains[domain].register(local))
                 entry.localKeys[domain] = keys[domain].local
             }
         } catch {
-            slot.pointee.state.store(0, ordering: .sequentiallyConsistent)
+            group.page.withdraw(local.index)
             for (domain, key) in keys.enumerated() { group.domains[domain].deregister(local, key: key) }
             throw error
         }
-        group.regions[Int(local.index)] = entry
+        group.regions[local.index] = entry
         return keys
     }
 
     func remove(_ known: RegisteredRegion, from group: DomainGroup) throws(TransferError) {
-        guard !known.keys.isEmpty else { return }
-        group.regions[Int(known.local.index)] = RegionEntry()
-        let slot = group.page.region(known.local.index)
-        // pairs with the load in RegionSlot.enter
-        slot.pointee.state.store(0, ordering: .sequentiallyConsistent)
-        for domain in 0..<group.domainCount {
+        group.regions[known.local.index] = RegionEntry()
+        group.page.withdraw(known.local.index)
+        for domain in 0..<group.domains.count {
             group.domains[domain].deregister(known.local, key: known.keys[domain])
         }
         let deadline = group.clock.nowNanoseconds &+ configuration.timeout.nanoseconds
-        while !slot.pointee.isQuiet {
+        while !group.page[region: known.local.index].isQuiet {
             guard group.clock.nowNanoseconds < deadline else {
                 throw TransferError(
                     .stalled,

@@ -28,12 +28,12 @@ extension TransferEngine {
             return .complete
         }
         return try submit(.write, immediate, timeout, onEnd) { slot in
-            slot.pointee.source = UnsafeRawPointer(source.baseAddress + sourceOffset)
-            slot.pointee.localIndex = source.index
-            slot.pointee.attachment = target.index
-            slot.pointee.length = byteCount
-            slot.pointee.targetOffset = targetOffset
-            slot.pointee.targetCount = 1
+            slot.sourceOffset = sourceOffset
+            slot.localIndex = source.index
+            slot.attachment = target.index
+            slot.length = byteCount
+            slot.targetOffset = targetOffset
+            slot.targetCount = 1
         }
     }
 
@@ -45,12 +45,12 @@ extension TransferEngine {
     ) throws(TransferError) -> Transfer {
         try check(target)
         return try submit(.write, immediate, timeout, onEnd) { slot in
-            slot.pointee.source = nil
-            slot.pointee.localIndex = 0
-            slot.pointee.attachment = target.index
-            slot.pointee.length = 0
-            slot.pointee.targetOffset = 0
-            slot.pointee.targetCount = 1
+            slot.sourceOffset = 0
+            slot.localIndex = 0
+            slot.attachment = target.index
+            slot.length = 0
+            slot.targetOffset = 0
+            slot.targetCount = 1
         }
     }
 
@@ -73,10 +73,10 @@ extension TransferEngine {
         pages targetPages: Pages, immediate: Immediate? = nil, timeout: Duration? = nil,
         onEnd: TransferCallback? = nil
     ) throws(TransferError) -> Transfer {
-        let count = sourcePages.indices.count
-        guard count == targetPages.indices.count else {
+        let count = sourcePages.count
+        guard count == targetPages.count else {
             throw TransferError(
-                .invalidArgument, "\(count) source pages but \(targetPages.indices.count) target pages")
+                .invalidArgument, "\(count) source pages but \(targetPages.count) target pages")
         }
         guard count <= Limits.pages else {
             throw TransferError(.limitReached, "\(count) pages in one write; at most \(Limits.pages)")
@@ -87,16 +87,15 @@ extension TransferEngine {
         try check(targetPages, pageBytes, target.byteCount, "target")
         let posts = immediate != nil || pageBytes > 0
         return try submit(.paged, immediate, timeout, onEnd) { slot in
-            slot.pointee.source = UnsafeRawPointer(source.baseAddress + sourcePages.offset)
-            slot.pointee.localIndex = source.index
-            slot.pointee.attachment = target.index
-            slot.pointee.length = pageBytes
-            slot.pointee.targetOffset = targetPages.offset
-            slot.pointee.pageCount = posts ? count : 0
-            slot.pointee.sourceStride = sourcePages.stride
-            slot.pointee.targetStride = targetPages.stride
-            slot.pointee.sourcePages = sourcePages.indices.baseAddress
-            slot.pointee.targetPages = targetPages.indices.baseAddress
+            slot.sourceOffset = sourcePages.offset
+            slot.localIndex = source.index
+            slot.attachment = target.index
+            slot.length = pageBytes
+            slot.targetOffset = targetPages.offset
+            slot.sourceStride = sourcePages.stride
+            slot.targetStride = targetPages.stride
+            // The caller lends the lists until `submit` returns; by then the slot has copied what it still needs.
+            if posts { unsafe slot.pages.borrow(sourcePages.indices, targetPages.indices) }
         }
     }
 
@@ -117,16 +116,13 @@ extension TransferEngine {
             try check(group.members[index], slices[index].targetOffset, slices[index].byteCount)
         }
         return try submit(.scatter, immediate, timeout, onEnd) { slot in
-            slot.pointee.localIndex = source.index
-            let targets = slot.pointee.reserveTargets(slices.count)
+            slot.localIndex = source.index
+            slot.reserveTargets(slices.count)
             for index in slices.indices {
                 let slice = slices[index]
-                (targets + index).initialize(
-                    to: ScatterTarget(
-                        attachment: group.members[index].index,
-                        source: UnsafeRawPointer(source.baseAddress + slice.sourceOffset),
-                        length: slice.byteCount,
-                        targetOffset: slice.targetOffset))
+                slot.targets[index] = ScatterTarget(
+                    attachment: group.members[index].index, sourceOffset: slice.sourceOffset,
+                    length: slice.byteCount, targetOffset: slice.targetOffset)
             }
         }
     }
@@ -152,13 +148,10 @@ extension TransferEngine {
     ) throws(TransferError) -> Transfer {
         for member in group.members { try check(member) }
         return try submit(.barrier, immediate, timeout, onEnd) { slot in
-            slot.pointee.localIndex = 0
-            let targets = slot.pointee.reserveTargets(group.members.count)
+            slot.localIndex = 0
+            slot.reserveTargets(group.members.count)
             for index in group.members.indices {
-                (targets + index).initialize(
-                    to: ScatterTarget(
-                        attachment: group.members[index].index, source: UnsafeRawPointer(self.group.batch),
-                        length: 0, targetOffset: 0))
+                slot.targets[index] = ScatterTarget(attachment: group.members[index].index)
             }
         }
     }
@@ -177,10 +170,8 @@ extension TransferEngine {
                 "a message of \(payload.count) bytes; at most \(Limits.messageBytes), write larger data")
         }
         return try submit(.send, nil, timeout, onEnd) { slot in
-            slot.pointee.attachment = peer.landing.index
-            slot.pointee.length = payload.count
-            let copy = slot.pointee.reserveScratch(Limits.messageBytes)
-            if let bytes = payload.baseAddress { copy.copyMemory(from: bytes, byteCount: payload.count) }
+            slot.attachment = peer.landing.index
+            unsafe slot.keepMessage(payload)
         }
     }
 
@@ -191,9 +182,9 @@ extension TransferEngine {
         onEnd: TransferCallback? = nil
     ) throws(TransferError) -> Transfer {
         let bytes = Array(payload)
-        let result = bytes.withUnsafeBytes { bytes -> Result<Transfer, TransferError> in
+        let result = unsafe bytes.withUnsafeBytes { bytes -> Result<Transfer, TransferError> in
             do throws(TransferError) {
-                return .success(try send(bytes, to: peer, timeout: timeout, onEnd: onEnd))
+                return .success(try unsafe send(bytes, to: peer, timeout: timeout, onEnd: onEnd))
             } catch {
                 return .failure(error)
             }
@@ -203,6 +194,6 @@ extension TransferEngine {
 
     /// Opens the receive pool: from now on `handler` gets every message, also those that came before.
     public func receive(_ handler: @escaping MessageHandler) throws(TransferError) {
-        try perform { group throws(TransferError) in group.messages.open(handler) }
+        try perform { group throws(TransferError) in unsafe group.messages.open(handler) }
     }
 }

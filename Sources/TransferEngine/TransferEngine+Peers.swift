@@ -19,9 +19,10 @@ extension TransferEngine {
             }
             do throws(TransferError) {
                 let made = try Self.resolve(remote, group)
-                group.attachments[Int(index)] = made
-                return RemoteMemory(
+                let handle = RemoteMemory(
                     byteCount: made.length, engine: remote.engine, index: index, generation: made.generation)
+                group.attachments[index] = made
+                return handle
             } catch {
                 group.freeAttachments.push(index)
                 throw error
@@ -47,7 +48,7 @@ extension TransferEngine {
             control.attached = control.attached.filter { $0.value != remote }
         }
         try perform { group throws(TransferError) in
-            guard group.attachments[Int(remote.index)].generation == remote.generation else {
+            guard group.attachments[remote.index].generation == remote.generation else {
                 throw .staleAttachment
             }
             self.releaseImports(Int(remote.index))
@@ -62,10 +63,10 @@ extension TransferEngine {
     {
         var reasons: [String] = []
         var tried = Set<String>()
-        for first in 0..<group.domainCount {
+        for first in 0..<group.domains.count {
             let fabric = group.domains[first].attributes.fabric
             guard tried.insert(fabric).inserted else { continue }
-            let local = (0..<group.domainCount).filter { group.domains[$0].attributes.fabric == fabric }
+            let local = (0..<group.domains.count).filter { group.domains[$0].attributes.fabric == fabric }
             let nics = remote.nics.indices.filter { remote.nics[$0].fabric == fabric }
             guard !nics.isEmpty else { continue }
             do throws(TransferError) {
@@ -88,41 +89,31 @@ extension TransferEngine {
         var rails = Rail.join(
             local: local.map { group.domains[$0].attributes.megabitsPerSecond },
             remote: nics.map { remote.nics[$0].megabitsPerSecond })
-        let keys = UnsafeMutablePointer<ImportedKey>.allocate(capacity: rails.count)
-        var longest = UInt64.max
-        var made = 0
+        var keys: [ImportedKey] = []
         do throws(TransferError) {
             for index in rails.indices {
                 let domain = group.domains[local[rails[index].local]]
-                let key = try domain.importRegion(remote, nic: nics[rails[index].remote])
+                keys.append(try domain.importRegion(remote, nic: nics[rails[index].remote]))
                 rails[index].local = local[rails[index].local]
-                (keys + index).initialize(to: key)
-                longest = min(longest, key.maximumWriteBytes)
-                made += 1
             }
         } catch {
-            for index in 0..<made { group.domains[rails[index].local].releaseImport(keys[index]) }
-            keys.deallocate()
+            for (rail, key) in zip(rails, keys) { group.domains[rail.local].releaseImport(key) }
             throw error
         }
-        let storage = UnsafeMutableBufferPointer<Rail>.allocate(capacity: rails.count)
-        _ = storage.initialize(from: rails)
         return Attachment(
             generation: remote.generation == 0 ? .max : remote.generation,
             isWritable: remote.access.contains(.remoteWrite), length: Int(remote.length),
-            rails: UnsafeBufferPointer(storage), keys: keys, maximumWriteBytes: longest,
-            completesAtOnce: (0..<made).allSatisfy { keys[$0].completesAtOnce })
+            rails: Table(rails), keys: Table(keys),
+            maximumWriteBytes: keys.reduce(.max) { min($0, $1.maximumWriteBytes) },
+            completesAtOnce: keys.allSatisfy(\.completesAtOnce))
     }
 
+    /// Ends the imports of an attachment and frees its entry.
     func releaseImports(_ index: Int) {
-        let attachment = group.attachments[index]
-        guard let keys = attachment.keys else { return }
-        for (rail, key) in zip(
-            attachment.rails, UnsafeBufferPointer(start: keys, count: attachment.rails.count))
-        {
-            group.domains[rail.local].releaseImport(key)
+        let attachment = exchange(&group.attachments[index], with: Attachment())
+        for rail in 0..<attachment.rails.count {
+            group.domains[attachment.rails[rail].local].releaseImport(attachment.keys[rail])
         }
-        group.releaseAttachment(index)
     }
 }
 

@@ -24,8 +24,8 @@ extension TransferEngine {
     @inline(__always) public func isPending(_ transfer: Transfer) -> Bool {
         guard transfer.index < Limits.transfers else { return false }
         // pairs with conclude
-        let status = group.slots[Int(transfer.index)].status.load(ordering: .acquiring)
-        return UInt32(status >> 32) == transfer.generation && status & TransferSlot.pending != 0
+        let status = group.statuses[transfer.index].load(ordering: .acquiring)
+        return UInt32(status >> 32) == transfer.generation && status & SlotStatus.pending != 0
     }
 
     /// Suspends until the transfer has ended. Its own deadline bounds the wait.
@@ -34,9 +34,10 @@ extension TransferEngine {
     /// somebody else must call `progress()` meanwhile.
     /// - Throws: why the transfer failed.
     public func result(of transfer: Transfer) async throws(TransferError) {
-        let result = await withUnsafeContinuation {
+        // Every slot ends, and its waiters are called once.
+        let result = await unsafe withUnsafeContinuation {
             (continuation: UnsafeContinuation<Result<Void, TransferError>, Never>) in
-            whenEnded(transfer) { continuation.resume(returning: $0) }
+            whenEnded(transfer) { unsafe continuation.resume(returning: $0) }
         }
         try result.get()
     }
@@ -69,11 +70,11 @@ extension TransferEngine {
         let isWaiting = group.outcomes.withLock { outcomes in
             guard isPending(transfer) else { return false }
             // The mark and the waiter appear together for whoever ends the transfer: it takes this lock if it sees the mark.
-            let word = group.slots + Int(transfer.index)
-            let old = UInt64(transfer.generation) << 32 | TransferSlot.pending
-            let (marked, now) = word.pointee.status.compareExchange(
-                expected: old, desired: old | TransferSlot.waited, ordering: .acquiringAndReleasing)
-            guard marked || now == old | TransferSlot.waited else { return false }
+            let old = UInt64(transfer.generation) << 32 | SlotStatus.pending
+            // pairs with the exchange in conclude
+            let (marked, now) = group.statuses[transfer.index].compareExchange(
+                expected: old, desired: old | SlotStatus.waited, ordering: .acquiringAndReleasing)
+            guard marked || now == old | SlotStatus.waited else { return false }
             outcomes.waiters[transfer, default: []].append(body)
             return true
         }
@@ -112,7 +113,7 @@ extension TransferEngine {
             throw TransferError(.invalidArgument, "a wait for \(count) arrivals")
         }
         return try submit(.count, immediate, timeout, onReached) { slot in
-            slot.pointee.expectedEighths = Int64(count) * Int64(Eighths.whole)
+            slot.expectedEighths = Int64(count) * Int64(Eighths.whole)
         }
     }
 
@@ -126,24 +127,24 @@ extension TransferEngine {
         guard offset % 8 == 0 else {
             throw TransferError(.invalidArgument, "a watched word is aligned to 8 bytes")
         }
-        let word = (region.baseAddress + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
         let number = control.withLock { control in
             control.nextWatcher += 1
             return control.nextWatcher
         }
         return try perform { group throws(TransferError) in
-            guard group.watchers.count < Limits.watchers else {
+            guard group.hot.value.watchers.count < Limits.watchers else {
                 throw TransferError(.limitReached, "\(Limits.watchers) words are watched; unwatch some")
             }
-            let last = word.pointee.load(ordering: .acquiring)
-            group.watchers.append(WatcherEntry(number: number, word: word, last: last, callback: callback))
+            group.hot.value.watchers.append(
+                unsafe WatcherEntry(number: number, word: region.baseAddress + offset, callback: callback))
             return Watcher(number: number)
         }
     }
 
     /// Ends a watcher; its callback is not called any more when this returns. Unknown watchers are ignored.
     public func unwatch(_ watcher: Watcher) throws(TransferError) {
-        try perform { group throws(TransferError) in group.watchers.removeAll { $0.number == watcher.number }
+        try perform { group throws(TransferError) in
+            group.hot.value.watchers.removeAll { $0.number == watcher.number }
         }
     }
 }

@@ -39,6 +39,8 @@ public final class TransferEngine: @unchecked Sendable {
     /// What registration and attachment keep; never on the data path.
     struct Control {
         var regions: [UInt32: RegisteredRegion] = [:]
+        /// Entries that a registration is about to take.
+        var reservedRegions: Set<UInt32> = []
         var attached: [RemoteRegion: RemoteMemory] = [:]
         var nextGeneration: UInt32
         var nextRegion: UInt32 = 0
@@ -88,7 +90,7 @@ public final class TransferEngine: @unchecked Sendable {
         var random = random
         let id = EngineID(rawValue: random.next())
         let mapping = try SharedMapping.create(name: "te-page", byteCount: TargetPage.byteCount)
-        let page = TargetPage.initialize(mapping.base, engine: id)
+        let page = unsafe TargetPage.initialize(mapping.base, engine: id)
         let wakeFile = te_event_new()
         guard wakeFile >= 0 else {
             mapping.unmap()
@@ -149,7 +151,7 @@ public final class TransferEngine: @unchecked Sendable {
         }
         progressToken.store(0, ordering: .relaxed)
         releaseAll()
-        for domain in 0..<group.domainCount { group.domains[domain].close() }
+        for domain in 0..<group.domains.count { group.domains[domain].close() }
         host?.close()
         pageMapping.unmap()
         te_close(wakeFile)
@@ -160,19 +162,21 @@ public final class TransferEngine: @unchecked Sendable {
     // MARK: The worker
 
     private func startWorker() throws(TransferError) {
-        let worker = Unmanaged.passUnretained(self)
-        let box = UnsafeSendable(worker)
+        // The engine stays as long as its worker: `close`, which `deinit` calls, joins the thread.
+        let worker = unsafe UnsafeSendable(Unmanaged.passUnretained(self))
         guard
             let thread = PlatformThread(
                 name: "te-worker", cpu: configuration.processor,
-                body: { box.value.takeUnretainedValue().work() })
+                body: { unsafe worker.value.takeUnretainedValue().work() })
         else { throw TransferError(.limitReached, "no thread for the engine; raise the limit of processes") }
         control.withLock { $0.thread = thread }
         // Until the worker has introduced itself, submissions would run on this thread.
+        // pairs with the store in work()
         while progressToken.load(ordering: .acquiring) == 0 { te_cpu_relax() }
     }
 
     private func work() {
+        // pairs with the load in startWorker()
         progressToken.store(PlatformThread.token, ordering: .releasing)
         var idleSince: UInt64 = 0
         while !isStopping.load(ordering: .acquiring) {  // pairs with the store in close()
@@ -196,32 +200,34 @@ public final class TransferEngine: @unchecked Sendable {
     /// Sleeps until something is submitted, arrives or is due. Whoever brings something looks at `sleeping` after it has
     /// made its change visible; we look for changes after we have set `sleeping`. So one of the two sees the other.
     private func sleep() {
-        page.sleeping.pointee.store(1, ordering: .sequentiallyConsistent)
-        defer { page.sleeping.pointee.store(0, ordering: .sequentiallyConsistent) }
+        page.signals.sleeping.store(1, ordering: .sequentiallyConsistent)
+        defer { page.signals.sleeping.store(0, ordering: .sequentiallyConsistent) }
         guard !hasTasks.load(ordering: .sequentiallyConsistent),
             !isStopping.load(ordering: .sequentiallyConsistent),
             group.maySleep()
         else { return }
         group.checkDeadlines()
         var milliseconds: Int32 = 1000
-        if !group.watchers.isEmpty { milliseconds = 1 }
+        if !group.hot.value.watchers.isEmpty { milliseconds = 1 }
         let next = group.nextDeadline
         if next != .max {
-            let left = (next - min(next, group.hot.pointee.now)) / 1_000_000 + 1
+            let left = (next - min(next, group.hot.value.now)) / 1_000_000 + 1
             milliseconds = min(milliseconds, Int32(clamping: left))
         }
         var files = [wakeFile]
-        for domain in 0..<group.domainCount where group.domains[domain].wakeDescriptor >= 0 {
+        for domain in 0..<group.domains.count where group.domains[domain].wakeDescriptor >= 0 {
             files.append(group.domains[domain].wakeDescriptor)
         }
-        files.withUnsafeBufferPointer { te_wait_readable($0.baseAddress, Int32($0.count), milliseconds) }
+        unsafe files.withUnsafeBufferPointer {
+            unsafe te_wait_readable($0.baseAddress, Int32($0.count), milliseconds)
+        }
         _ = te_event_drain(wakeFile)
         group.checkDeadlines()
     }
 
     /// Wakes the worker if it sleeps. The caller has made its change visible with a sequentially consistent operation.
     func wakeIfSleeping() {
-        if page.sleeping.pointee.load(ordering: .sequentiallyConsistent) != 0 {
+        if page.signals.sleeping.load(ordering: .sequentiallyConsistent) != 0 {
             _ = te_event_signal(wakeFile)
         }
     }

@@ -1,17 +1,11 @@
-internal import Synchronization
 internal import TransferCore
 
 /// The engine's record of one operation in flight. Slots are allocated once; a transfer borrows one.
 ///
 /// The submitter fills the slot while nobody else knows of it, then hands its index to the progress thread, which owns
-/// everything but `status` until the slot is given back.
+/// the slot until it is given back. What others may look at meanwhile is in `DomainGroup.statuses`.
 struct TransferSlot: ~Copyable {
     enum Kind: UInt8 { case write, paged, scatter, send, count, barrier }
-
-    /// Generation << 32 | `waited` | `pending`. Anybody may read it; it tells whether a `Transfer` has ended.
-    let status: Atomic<UInt64>
-    static let pending: UInt64 = 1
-    static let waited: UInt64 = 2
 
     var kind = Kind.write
     /// Whether silent parts are to be delivered before the counted ones (see `StripePlanner.cut`).
@@ -34,26 +28,26 @@ struct TransferSlot: ~Copyable {
     /// Requests complete, for the stall report.
     var completed = 0
 
-    var source = UnsafeRawPointer(bitPattern: 1)
+    /// The source: a region of ours and an offset in it.
     var localIndex: UInt32 = 0
+    var sourceOffset = 0
     var attachment: UInt32 = 0
     /// Bytes of the write or of one page.
     var length = 0
     var targetOffset = 0
 
-    // Paged writes: both lists lie in `scratch` or, while `submit` runs, with the caller.
-    var sourcePages: UnsafePointer<UInt32>?
-    var targetPages: UnsafePointer<UInt32>?
-    var pageCount = 0
+    // Paged writes.
+    var pages = PageLists()
     var sourceStride = 0
     var targetStride = 0
-    /// The next page of each rail.
+    /// The next page of each rail, and where it goes on in a page that is cut.
     var railCursors = InlineArray<15, Int>(repeating: 0)
+    var railChunks = InlineArray<15, Int>(repeating: 0)
 
-    // Scatters, barriers: the targets lie in `scratch`.
-    var targets: UnsafeMutablePointer<ScatterTarget>?
+    /// Targets of scatters and barriers; the table is kept for the slot's next user, and may be longer than `targetCount`.
+    var targets = Table<ScatterTarget>()
     var targetCount = 0
-    /// Next target, its next piece, and the offset of the next chunk in the piece or page.
+    /// Next target, its next piece, and the offset of the next chunk in the piece.
     var targetCursor = 0
     var pieceCursor = 0
     var chunkCursor = 0
@@ -67,29 +61,21 @@ struct TransferSlot: ~Copyable {
 
     var callback: TransferCallback?
 
-    /// Memory for lists, kept by the slot for its next user.
-    var scratch: UnsafeMutableRawPointer?
-    var scratchBytes = 0
+    /// The bytes of a message; allocated by the first one, and kept.
+    var message = Table<UInt8>()
+}
 
-    init() { status = Atomic(1 << 32) }
-
-    /// Memory of at least `byteCount` bytes, aligned to 16.
-    mutating func reserveScratch(_ byteCount: Int) -> UnsafeMutableRawPointer {
-        if let scratch, scratchBytes >= byteCount { return scratch }
-        scratch?.deallocate()
-        scratchBytes = max(4096, (byteCount + 4095) & ~4095)
-        let fresh = UnsafeMutableRawPointer.allocate(byteCount: scratchBytes, alignment: 16)
-        scratch = fresh
-        return fresh
-    }
-
-    deinit { scratch?.deallocate() }
+/// What `DomainGroup.statuses` holds: generation << 32 | `waited` | `pending`.
+enum SlotStatus {
+    static let pending: UInt64 = 1
+    static let waited: UInt64 = 2
 }
 
 /// One target of a scatter or a barrier.
 struct ScatterTarget {
-    var attachment: UInt32
-    var source: UnsafeRawPointer
-    var length: Int
-    var targetOffset: Int
+    var attachment: UInt32 = 0
+    /// Offset in the slot's local region.
+    var sourceOffset = 0
+    var length = 0
+    var targetOffset = 0
 }

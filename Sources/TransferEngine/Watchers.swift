@@ -11,11 +11,23 @@ public struct Watcher: Hashable, Sendable {
 }
 
 /// A word, what it was, and whom to tell.
-struct WatcherEntry {
+@safe struct WatcherEntry {
     var number: UInt64
-    var word: UnsafeMutablePointer<Atomic<UInt64>>
+    // Eight aligned bytes of a registered region, which stays until after `unwatch`.
+    private let word: UnsafeMutablePointer<Atomic<UInt64>>
     var last: UInt64
     var callback: WatchCallback
+
+    init(number: UInt64, word: UnsafeMutableRawPointer, callback: @escaping WatchCallback) {
+        self.number = number
+        unsafe self.word = word.assumingMemoryBound(to: Atomic<UInt64>.self)
+        self.callback = callback
+        last = 0
+        last = value
+    }
+
+    /// What the word holds now. Pairs with the producer's increment.
+    var value: UInt64 { unsafe word.pointee.load(ordering: .acquiring) }
 }
 
 extension DomainGroup {
@@ -23,14 +35,13 @@ extension DomainGroup {
     func checkWatchers() -> Bool {
         var hasChanged = false
         var index = 0
-        while index < watchers.count {
-            // pairs with the producer's increment
-            let new = watchers[index].word.pointee.load(ordering: .acquiring)
-            let old = watchers[index].last
+        while index < hot.value.watchers.count {
+            let new = hot.value.watchers[index].value
+            let old = hot.value.watchers[index].last
             if new != old {
-                watchers[index].last = new
+                hot.value.watchers[index].last = new
                 hasChanged = true
-                watchers[index].callback(old, new)
+                hot.value.watchers[index].callback(old, new)
             }
             index += 1
         }
@@ -39,7 +50,7 @@ extension DomainGroup {
 }
 
 /// Messages for the receive pool, or kept until there is one.
-final class MessageInbox {
+@safe final class MessageInbox {
     private var backlog: [(EngineID, [UInt8])] = []
     private var handler: MessageHandler?
 
@@ -47,19 +58,19 @@ final class MessageInbox {
     var isFull: Bool { backlog.count > Limits.messageBacklog - Limits.completionsPerPoll }
 
     func deliver(_ bytes: UnsafeRawBufferPointer, from sender: EngineID) {
-        if let handler {
-            handler(bytes, sender)
+        if let handler = unsafe handler {
+            unsafe handler(bytes, sender)
         } else {
-            backlog.append((sender, Array(bytes)))
+            backlog.append((sender, unsafe Array(bytes)))
         }
     }
 
     func open(_ handler: MessageHandler?) {
-        self.handler = handler
-        guard let handler else { return }
+        unsafe self.handler = handler
+        guard let handler = unsafe handler else { return }
         let early = backlog
         backlog = []
-        for (sender, bytes) in early { bytes.withUnsafeBytes { handler($0, sender) } }
+        for (sender, bytes) in early { unsafe bytes.withUnsafeBytes { unsafe handler($0, sender) } }
     }
 }
 

@@ -106,10 +106,11 @@ enum BenchLimits {
             let pong = (memory + 256).assumingMemoryBound(to: Atomic<UInt64>.self)
             var next: UInt64 = 1
             while true {
+                // pairs with the stores to ping below
                 var seen = ping.pointee.load(ordering: .acquiring)
                 while seen < next { seen = ping.pointee.load(ordering: .acquiring) }
                 if seen == .max { return }
-                pong.pointee.store(next, ordering: .releasing)
+                pong.pointee.store(next, ordering: .releasing)  // pairs with the load of pong below
                 next += 1
             }
         }
@@ -122,12 +123,12 @@ enum BenchLimits {
             let start = te_monotonic_nanoseconds()
             for _ in 0..<100 {
                 value += 1
-                ping.pointee.store(value, ordering: .releasing)
+                ping.pointee.store(value, ordering: .releasing)  // pairs with the loads of ping above
                 while pong.pointee.load(ordering: .acquiring) < value {}
             }
             samples.append(Double(te_monotonic_nanoseconds() - start) / 200_000)
         }
-        ping.pointee.store(.max, ordering: .releasing)
+        ping.pointee.store(.max, ordering: .releasing)  // pairs with the loads of ping above
         answering?.join()
         return median(samples)
     }

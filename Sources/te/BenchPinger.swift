@@ -33,7 +33,7 @@ final class Pinger: @unchecked Sendable {
     private func arm() {
         _ = try? side.engine.expect(BenchSide.pingImmediate, count: 1) { [self] result in
             guard case .success = result else {
-                hasEnded.store(true, ordering: .releasing)
+                hasEnded.store(true, ordering: .releasing)  // pairs with the load in pingFromCallbacks
                 return
             }
             rounds += 1
@@ -42,7 +42,7 @@ final class Pinger: @unchecked Sendable {
                 samples.append(Double(now - began) / 40_000)
                 began = now
                 if now > end, samples.count > Self.fewestBatches {
-                    hasEnded.store(true, ordering: .releasing)
+                    hasEnded.store(true, ordering: .releasing)  // pairs with the load in pingFromCallbacks
                     return
                 }
             }

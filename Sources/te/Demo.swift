@@ -175,7 +175,8 @@ private final class DemoShow {
         guard let available = SystemFile.memory("MemAvailable"), available < needed else { return }
         throw TransferError(
             .limitReached,
-            "\(model.name) needs \(needed >> 20) MiB for all processes, \(available >> 20) MiB are available; give a smaller --file"
+            "\(model.name) needs \(needed >> 20) MiB for all processes, \(available >> 20) MiB are available; "
+                + "give a smaller --file"
         )
     }
 }

@@ -1,7 +1,10 @@
+#define _GNU_SOURCE
 #include "CAllocationCounter.h"
 #include <errno.h>
+#include <link.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <string.h>
 
 // glibc's own allocator under its internal names; ours count and pass on.
 void *__libc_malloc(size_t);
@@ -9,21 +12,43 @@ void *__libc_calloc(size_t, size_t);
 void *__libc_realloc(void *, size_t);
 void *__libc_memalign(size_t, size_t);
 
-static _Atomic uint64_t allocations;
-static void *counted(void *memory) {
-    atomic_fetch_add_explicit(&allocations, 1, memory_order_relaxed);
+static _Atomic uint64_t allocations, foreign;
+// The code of the library whose allocations are not ours.
+static uintptr_t library_begin, library_end;
+
+static int note(struct dl_phdr_info *info, size_t size, void *name) {
+    (void)size;
+    if (!strstr(info->dlpi_name, name)) return 0;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &info->dlpi_phdr[i];
+        if (part->p_type != PT_LOAD || !(part->p_flags & PF_X)) continue;
+        library_begin = info->dlpi_addr + part->p_vaddr;
+        library_end = library_begin + part->p_memsz;
+        return 1;
+    }
+    return 0;
+}
+
+int allocation_tell_apart(const char *library) { return dl_iterate_phdr(note, (void *)library); }
+
+static void *counted(void *memory, void *caller) {
+    uintptr_t at = (uintptr_t)caller;
+    _Atomic uint64_t *counter = at >= library_begin && at < library_end ? &foreign : &allocations;
+    atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
     return memory;
 }
 
 uint64_t allocation_count(void) { return atomic_load_explicit(&allocations, memory_order_relaxed); }
+uint64_t allocation_count_of_library(void) { return atomic_load_explicit(&foreign, memory_order_relaxed); }
 
 #if !defined(__SANITIZE_ADDRESS__) && !__has_feature(address_sanitizer) && !__has_feature(thread_sanitizer)
-void *malloc(size_t size) { return counted(__libc_malloc(size)); }
-void *calloc(size_t count, size_t size) { return counted(__libc_calloc(count, size)); }
-void *realloc(void *old, size_t size) { return counted(__libc_realloc(old, size)); }
-void *aligned_alloc(size_t alignment, size_t size) { return counted(__libc_memalign(alignment, size)); }
+#define CALLER __builtin_return_address(0)
+void *malloc(size_t size) { return counted(__libc_malloc(size), CALLER); }
+void *calloc(size_t count, size_t size) { return counted(__libc_calloc(count, size), CALLER); }
+void *realloc(void *old, size_t size) { return counted(__libc_realloc(old, size), CALLER); }
+void *aligned_alloc(size_t alignment, size_t size) { return counted(__libc_memalign(alignment, size), CALLER); }
 int posix_memalign(void **result, size_t alignment, size_t size) {
-    void *memory = counted(__libc_memalign(alignment, size));
+    void *memory = counted(__libc_memalign(alignment, size), CALLER);
     if (!memory) return ENOMEM;
     *result = memory;
     return 0;

@@ -34,13 +34,7 @@ final class Side {
             index: 3, generation: 5, access: .remoteWrite, secret: number &* 31, base: memory, length: length,
             memoryFile: -1, isPopulated: false)
         key = try domain.register(region)
-        let slot = page.region(region.index)
-        slot.pointee.base = UInt64(UInt(bitPattern: memory))
-        slot.pointee.length = UInt64(length)
-        slot.pointee.secret = region.secret
-        slot.pointee.state.store(
-            RegionSlot.state(generation: region.generation, access: .remoteWrite),
-            ordering: .sequentiallyConsistent)
+        page.publish(region)
     }
 
     deinit {

@@ -79,12 +79,11 @@ import TransferEngine
         check(try ErrorChecks.arguments(make(fabric)))
     }
 
-    /// libfabric's shm (1.17) does not come back from a wrong key: it is the one fabric without this promise.
-    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases.filter(\.reportsWrongKeys)) func badDescriptors(
-        _ fabric: Fabric
-    ) throws {
-        check(try ErrorChecks.descriptors(make(fabric)))
-        check(try ErrorChecks.deregistered(make(fabric)))
+    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func badDescriptors(_ fabric: Fabric) throws {
+        // libfabric's shm (1.17) says nothing about a wrong key: there it is the deadline that ends the write.
+        let refusals: [TransferError.Code] = fabric.reportsWrongKeys ? [] : [.stalled]
+        check(try ErrorChecks.descriptors(make(fabric), alsoRefusedBy: refusals))
+        check(try ErrorChecks.deregistered(make(fabric), alsoRefusedBy: refusals))
     }
 
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func damagedDescriptors(_ fabric: Fabric)

@@ -57,11 +57,11 @@ enum ErrorChecks {
     }
 
     /// Descriptors that are wrong there: another key, another generation, a region that is gone, one longer than it is.
-    static func descriptors(_ make: MakeCluster) throws -> Findings {
+    static func descriptors(_ make: MakeCluster, alsoRefusedBy others: [TransferError.Code]) throws -> Findings
+    {
         var findings = Findings()
-        let refused: [TransferError.Code] = [
-            .staleRegion, .accessDenied, .providerFailed, .outOfRange, .unreachable, .peerLost,
-        ]
+        let refused: [TransferError.Code] =
+            [.staleRegion, .accessDenied, .providerFailed, .outOfRange, .unreachable, .peerLost] + others
         let wrongs: [(String, (inout RemoteRegion) -> Void)] = [
             (
                 "key",
@@ -105,7 +105,8 @@ enum ErrorChecks {
     }
 
     /// A region that was deregistered after it was attached, while its memory lives on; and its place used again.
-    static func deregistered(_ make: MakeCluster) throws -> Findings {
+    static func deregistered(_ make: MakeCluster, alsoRefusedBy others: [TransferError.Code]) throws -> Findings
+    {
         var findings = Findings()
         let cluster = try make([1, 1])
         let source = try cluster.memory(0, 64)
@@ -121,7 +122,8 @@ enum ErrorChecks {
         try cluster.engines[1].deregister(region)
         memory.initializeMemory(as: UInt8.self, repeating: 0)
         findings.requireFailure(
-            "a write into a deregistered region", [.staleRegion, .accessDenied, .providerFailed, .peerLost]
+            "a write into a deregistered region",
+            [.staleRegion, .accessDenied, .providerFailed, .peerLost] + others
         ) {
             cluster.finish(
                 try cluster.engines[0].write(

@@ -45,7 +45,7 @@ enum Fabric: String, CaseIterable, Sendable, CustomStringConvertible {
     /// Peers that one process drives in acceptable time: the older endpoints of libfabric poll each connection in turn.
     var mostPeers: Int {
         #if Libfabric
-            return self == .tcpRxm || self == .libfabricShm ? 8 : 64
+            return 64
         #else
             return 64
         #endif

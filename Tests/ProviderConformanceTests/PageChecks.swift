@@ -24,17 +24,19 @@ enum PageChecks {
     static func lists(_ make: MakeCluster, nics: [Int]) throws -> Findings {
         var findings = Findings()
         let cluster = try make(nics)
-        let bytes = 1 << 20
+        let bytes = 4 << 20
         let source = try cluster.memory(0, bytes)
         let target = try cluster.memory(1, bytes)
         let remote = try cluster.attach(target, of: 1, to: 0)
         fill(source, seed: 11)
         var generator = SeededGenerator(seed: 1)
         let cases:
-            [(pageBytes: Int, count: Int, sourceStride: Int, targetStride: Int, offset: Int, shuffled: Bool)] =
+            [(pageBytes: Int, count: Int, sourceStride: Int, targetStride: Int, offset: Int, mixed: Bool)] =
                 [
                     (1000, 300, 1024, 2000, 48, true), (512, 700, 512, 512, 0, false),
                     (4096, 200, 4096, 4096, 4096, true),
+                    // More bytes than a core's cache holds, on odd addresses.
+                    (9001, 400, 9003, 9007, 7, true),
                     (1, 500, 3, 5, 1, true), (0, 5, 16, 16, 0, true), (512, 0, 512, 512, 0, true),
                     (512, 1, 512, 512, 0, true),
                 ]
@@ -42,7 +44,7 @@ enum PageChecks {
             target.bytes.initializeMemory(as: UInt8.self, repeating: 0)
             var from = Array(0..<UInt32(item.count))
             var to = from
-            if item.shuffled {
+            if item.mixed {
                 from.shuffle(using: &generator)
                 to.shuffle(using: &generator)
             }

@@ -70,12 +70,7 @@ final class Node {
             index: UInt32(memories.count), generation: 1, access: access,
             secret: UInt64(memories.count) + 1000, base: base,
             length: count, memoryFile: -1, isPopulated: true)
-        let slot = page.region(region.index)
-        slot.pointee.base = UInt64(UInt(bitPattern: base))
-        slot.pointee.length = UInt64(count)
-        slot.pointee.secret = region.secret
-        let state = RegionSlot.state(generation: 1, access: access)
-        slot.pointee.state.store(state, ordering: .sequentiallyConsistent)
+        page.publish(region)
         let key = try domain.register(region)
         let nic = RemoteRegion.NIC(
             fabric: domain.attributes.fabric, address: domain.address,
@@ -90,7 +85,7 @@ final class Node {
 
     /// Ends a region in the page, as an engine does before it deregisters.
     func revoke(_ memory: Memory) {
-        page.region(memory.region.index).pointee.state.store(0, ordering: .sequentiallyConsistent)
+        page.withdraw(memory.region.index)
     }
 
     /// Imports a peer's region to a place that stays.

@@ -6,13 +6,9 @@ import TransferCore
         _ length: Int, over rails: [Rail], sequence: UInt32, stripeBytes: Int = 65536
     ) -> [Piece] {
         let planner = StripePlanner(stripeBytes: stripeBytes)
-        return withUnsafeTemporaryAllocation(of: Piece.self, capacity: Limits.railsPerRoute) { pieces in
-            pieces.initialize(repeating: Piece(rail: -1, offset: -1, length: -1))
-            let count = rails.withUnsafeBufferPointer {
-                planner.cut(length: length, rails: $0, sequence: sequence, into: pieces)
-            }
-            return Array(pieces[..<count])
-        }
+        let pieces = Table(repeating: Piece(rail: -1, offset: -1, length: -1), count: Limits.railsPerRoute)
+        let count = planner.cut(length: length, rails: rails.span, sequence: sequence, into: pieces)
+        return (0..<count).map { pieces[$0] }
     }
 
     private func expectWellFormed(_ pieces: [Piece], length: Int, rails: Int) {
@@ -130,10 +126,8 @@ import TransferCore
             let units = round % 2 == 0 ? random.pick(4096...1 << 24) : random.pick(1...8)
             let lists = round % 2 == 0 ? 1 : 4096
             for sequence in 0..<UInt32(lists) {
-                let starts = rails.withUnsafeBufferPointer { rails in
-                    (0...rails.count).map {
-                        StripePlanner.start(ofRail: $0, units: units, rails: rails, sequence: sequence)
-                    }
+                let starts = (0...rails.count).map {
+                    StripePlanner.start(ofRail: $0, units: units, rails: rails.span, sequence: sequence)
                 }
                 #expect(starts.first == 0 && starts.last == units)
                 for (rail, (start, end)) in zip(rails, zip(starts, starts.dropFirst())) {

@@ -31,12 +31,11 @@ final class PageMapping {
         index: UInt32, generation: UInt32, secret: UInt64, memory: UnsafeMutableRawBufferPointer,
         access: Access = .remoteWrite
     ) {
-        let slot = page.region(index)
-        slot.pointee.base = UInt64(UInt(bitPattern: memory.baseAddress))
-        slot.pointee.length = UInt64(memory.count)
-        slot.pointee.secret = secret
-        slot.pointee.state.store(
-            RegionSlot.state(generation: generation, access: access), ordering: .sequentiallyConsistent)
+        guard let base = memory.baseAddress else { return }
+        page.publish(
+            LocalRegion(
+                index: index, generation: generation, access: access, secret: secret, base: base,
+                length: memory.count, memoryFile: -1, isPopulated: true))
     }
 }
 

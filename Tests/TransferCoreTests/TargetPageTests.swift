@@ -97,7 +97,7 @@ import TransferCore
         #expect(error() == .staleRegion)
         mapping.publish(index: 5, generation: 2, secret: 77, memory: memory.bytes, access: .localOnly)
         #expect(error() != nil, "no peer writes into a local region")
-        mapping.page.region(5).pointee.state.store(0, ordering: .sequentiallyConsistent)
+        mapping.page.withdraw(5)
         #expect(error() == .staleRegion)
     }
 
@@ -105,26 +105,26 @@ import TransferCore
         let mapping = try #require(PageMapping(engine: 1))
         let memory = Scratch(64)
         mapping.publish(index: 0, generation: 1, secret: 5, memory: memory.bytes)
-        let slot = mapping.page.region(0)
+        let page = mapping.page
         let old = RegionSlot.state(generation: 1, access: .remoteWrite)
         // The slot cannot be copied, so #expect cannot look into it by itself.
-        func enters(_ state: UInt64) -> Bool { slot.pointee.enter(expecting: state) }
-        func isQuiet() -> Bool { slot.pointee.isQuiet }
+        func enters(_ state: UInt64) -> Bool { page[region: 0].enter(expecting: state) }
+        func isQuiet() -> Bool { page[region: 0].isQuiet }
         #expect(isQuiet())
         #expect(enters(old))
         #expect(enters(old))
         #expect(!isQuiet())
-        slot.pointee.state.store(0, ordering: .sequentiallyConsistent)
+        page.withdraw(0)
         #expect(!enters(old), "the region has ended")
-        slot.pointee.leave()
+        page[region: 0].leave()
         #expect(!isQuiet(), "one is still inside")
-        slot.pointee.leave()
+        page[region: 0].leave()
         #expect(isQuiet())
         mapping.publish(index: 0, generation: 2, secret: 5, memory: memory.bytes)
         #expect(!enters(old), "another generation")
         #expect(isQuiet(), "a refused writer leaves nothing behind")
         #expect(enters(RegionSlot.state(generation: 2, access: .remoteWrite)))
-        slot.pointee.leave()
+        page[region: 0].leave()
     }
 
     @Test func statesDiffer() {

@@ -59,6 +59,23 @@ struct te_range {
 
 /// process_vm_writev of equally many source and target ranges. Returns the bytes written.
 long te_write_process(int pid, const struct te_range *source, const struct te_range *target, int count);
+/// Brings the first lines of each 4 KiB of a range, 16 KiB of it at most, towards the cache: what the processor's own
+/// prefetcher only learns after the first misses. `writes` says that they will be written.
+static inline void te_prefetch_page(const void *start, size_t length, int writes) {
+    const char *byte = (const char *)start;
+    if (length > 16384) length = 16384;
+    for (size_t page = 0; page < length; page += 4096)
+        for (size_t line = page; line < page + 512 && line < length; line += 64) {
+            if (writes) __builtin_prefetch(byte + line, 1);
+            else __builtin_prefetch(byte + line, 0);
+        }
+}
+
+/// memcpy past the cache: the target's lines are neither read nor kept. For lists longer than a core's cache. Not visible
+/// to others before `te_copy_fence`.
+void te_copy_streaming(void *target, const void *source, size_t length);
+void te_copy_fence(void);
+
 /// Kills the calling process when its parent dies.
 int te_die_with_parent(void);
 #endif

@@ -1,6 +1,10 @@
-#ifndef C_ALLOCATION_COUNTER_H
-#define C_ALLOCATION_COUNTER_H
+// Counts every allocation of the process that loads this library.
 #include <stdint.h>
-/// Allocations of the whole process since it began, counted by replacing malloc and its relatives.
+
+/// Allocations so far, in all threads, without those of the library that was told apart.
 uint64_t allocation_count(void);
-#endif
+/// From now on, allocations that the library whose path contains `library` makes by itself are counted apart. Returns 0 when
+/// no such library is loaded.
+int allocation_tell_apart(const char *library);
+/// Allocations of that library.
+uint64_t allocation_count_of_library(void);
