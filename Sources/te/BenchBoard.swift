@@ -37,12 +37,12 @@ struct BenchBoard: Sendable {
 
     /// Reads a word.
     func read(_ word: Word) -> UInt64 {
-        at(word).pointee.load(ordering: .acquiring)
+        at(word).pointee.load(ordering: .acquiring)  // pairs with tell
     }
 
     /// Sets a word, for the other side to read.
     func tell(_ word: Word, _ value: UInt64) {
-        at(word).pointee.store(value, ordering: .releasing)
+        at(word).pointee.store(value, ordering: .releasing)  // pairs with read
     }
 
     /// Removes the mapping and closes the file.
