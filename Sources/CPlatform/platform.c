@@ -192,11 +192,12 @@ int te_die_with_parent(void) { return prctl(PR_SET_PDEATHSIG, SIGKILL) ? -errno 
 
 void te_close(int file) { close(file); }
 
-void te_wait_readable(const int *files, int count, int milliseconds) {
+int te_wait_readable(const int *files, int count, int milliseconds) {
     struct pollfd entries[64];
     if (count > 64) count = 64;
     for (int i = 0; i < count; i++) entries[i] = (struct pollfd){.fd = files[i], .events = POLLIN};
-    poll(entries, (nfds_t)count, milliseconds);
+    int ready = poll(entries, (nfds_t)count, milliseconds);
+    return ready < 0 ? -errno : ready;
 }
 
 void te_futex_wait(const void *word, uint32_t expected, uint64_t nanoseconds) {

@@ -9,6 +9,8 @@ struct Event {
         case deliver(Segment)
         /// The sender's NIC learns how its request ended.
         case complete(Flight)
+        /// The transmit side of a NIC is free.
+        case transmit(SimulatedPort)
         /// There may be room again for messages that were pushed back.
         case unpark(SimulatedPort)
     }

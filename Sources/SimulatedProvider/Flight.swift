@@ -42,6 +42,8 @@ final class Flight {
     let length: Int
     /// What is being carried.
     let body: Body
+    /// Whether its first packet has been sent.
+    var hasBegun = false
     /// Packets that have neither landed nor been given up.
     var openSegments = 0
     /// The first thing that went wrong.

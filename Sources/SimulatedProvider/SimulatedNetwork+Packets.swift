@@ -1,7 +1,8 @@
 import TransferCore
 
-/// The way of a request: `launch` cuts it into packets; each arrives and is delivered; when the last one has
-/// been, the immediate is counted and an acknowledgement goes back.
+/// The way of a request: `launch` cuts it into packets, which queue for their target; `transmit` sends them, one from each
+/// queue in turn; each arrives and is delivered; when the last one has been, the immediate is counted and an
+/// acknowledgement goes back.
 extension SimulatedNetwork {
     /// Cuts fall on multiples of this many bytes.
     private static let granule = 4096
@@ -19,19 +20,32 @@ extension SimulatedNetwork {
         source.outstanding += 1
         let ranges = cuts(of: flight)
         flight.openSegments = ranges.count
-        var begin = max(nowNanoseconds, source.transmitFree) + source.nic.requestOverheadNanoseconds
-        for range in ranges {
-            let cost = source.nic.serialisationNanoseconds(range.count)
-            var head = begin + drawDelay(source.nic)
-            if !source.nic.reorder {
-                head = max(head, source.lanes[flight.target, default: .init()].tail)
-                source.lanes[flight.target, default: .init()].tail = head + cost
-            }
-            let segment = Segment(flight: flight, range: range)
-            schedule(.arrive(segment, tail: head + cost, isJudged: false), at: head)
-            begin += cost
+        for range in ranges { source.enqueue(Segment(flight: flight, range: range)) }
+        guard !source.isTransmitting else { return }
+        source.isTransmitting = true
+        schedule(.transmit(source), at: nowNanoseconds)
+    }
+
+    /// Sends the packet whose turn it is.
+    func transmit(_ port: SimulatedPort) {
+        guard port.isOpen, let segment = port.dequeue() else {
+            port.isTransmitting = false
+            return
         }
-        source.transmitFree = begin
+        let flight = segment.flight
+        var begin = nowNanoseconds
+        if !flight.hasBegun {
+            flight.hasBegun = true
+            begin += port.nic.requestOverheadNanoseconds
+        }
+        let cost = port.nic.serialisationNanoseconds(segment.range.count)
+        var head = begin + drawDelay(port.nic)
+        if !port.nic.reorder {
+            head = max(head, port.lanes[flight.target, default: .init()].tail)
+            port.lanes[flight.target, default: .init()].tail = head + cost
+        }
+        schedule(.arrive(segment, tail: head + cost, isJudged: false), at: head)
+        schedule(.transmit(port), at: begin + cost)
     }
 
     /// The packets of a request in the order in which they are sent; at least one.

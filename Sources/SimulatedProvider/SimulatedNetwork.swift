@@ -63,6 +63,7 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
         eventCount += 1
         record(event)
         switch event.action {
+        case .transmit(let port): transmit(port)
         case .arrive(let segment, let tail, let isJudged): arrive(segment, tail: tail, isJudged: isJudged)
         case .deliver(let segment): deliver(segment)
         case .complete(let flight): complete(flight)
@@ -115,6 +116,9 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
             record(flight, 0..<flight.length)
         case .unpark(let port):
             trace.add(4)
+            trace.add(port.id)
+        case .transmit(let port):
+            trace.add(5)
             trace.add(port.id)
         }
     }

@@ -19,8 +19,11 @@ final class SimulatedPort {
         }
     }
 
-    /// The last moments of traffic to one target, for NICs that keep order.
+    /// The traffic to one target.
     struct Lane {
+        /// Packets that wait for their turn; those before `first` have been sent.
+        var queue: [Segment] = []
+        var first = 0
         /// When the last byte of the latest packet arrives.
         var tail: UInt64 = 0
         /// When the latest acknowledgement is back.
@@ -40,8 +43,10 @@ final class SimulatedPort {
     let engine: EngineID
     /// False after `close`: nothing touches the owner's memory any more.
     var isOpen = true
-    /// When the transmit side has sent all it was given.
-    var transmitFree: UInt64 = 0
+    /// Whether a `transmit` event is on its way.
+    var isTransmitting = false
+    /// Targets with packets in their queues, in the order of their turns.
+    private var turns: [UInt64] = []
     /// When the receive side has taken in all that has arrived.
     var receiveFree: UInt64 = 0
     /// Requests and messages posted whose completions have not been polled.
@@ -71,6 +76,36 @@ final class SimulatedPort {
 
     /// Whether one more message fits.
     var hasRoom: Bool { messagesReady < Self.inboxLimit }
+
+    /// Queues a packet for its target.
+    func enqueue(_ segment: Segment) {
+        let target = segment.flight.target
+        var lane = lanes.removeValue(forKey: target) ?? Lane()
+        if lane.queue.isEmpty { turns.append(target) }
+        lane.queue.append(segment)
+        lanes[target] = lane
+    }
+
+    /// Takes the next packet, from each target's queue in turn, as NICs serve their queue pairs.
+    func dequeue() -> Segment? {
+        guard !turns.isEmpty else { return nil }
+        let target = turns.removeFirst()
+        guard var lane = lanes.removeValue(forKey: target) else { return nil }
+        let segment = lane.queue[lane.first]
+        lane.first += 1
+        if lane.first == lane.queue.count {
+            lane.queue.removeAll(keepingCapacity: true)
+            lane.first = 0
+        } else {
+            turns.append(target)
+            if lane.first == 1024 {
+                lane.queue.removeFirst(1024)
+                lane.first = 0
+            }
+        }
+        lanes[target] = lane
+        return segment
+    }
 
     /// Puts something out for `poll`.
     func publish(_ item: Ready) {
@@ -124,6 +159,7 @@ final class SimulatedPort {
         localKeys = [:]
         remoteKeys = [:]
         lanes = [:]
+        turns = []
         parked = []
         ready = []
         lent = []

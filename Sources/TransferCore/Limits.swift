@@ -15,6 +15,10 @@ public enum Limits {
     public static let counterWaits = transfers
     /// Watched words of one engine.
     public static let watchers = 512
+    /// How long after a change of a watched word an adaptive engine looks every millisecond, in nanoseconds.
+    public static let watchesOftenNanoseconds: UInt64 = 100_000_000
+    /// Sets of NICs that an engine's regions may be registered on, besides all of them.
+    public static let nicSets = 4
     /// Largest payload of a two-sided message, in bytes.
     public static let messageBytes = 16384
     /// Messages kept for a receive pool that has not been opened yet; after that senders are pushed back.

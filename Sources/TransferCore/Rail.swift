@@ -33,7 +33,8 @@ public struct Rail: Hashable, Sendable {
         return rails
     }
 
-    private static func ends(_ speeds: [UInt32]) -> [UInt32] {
+    /// Where the shares of these speeds end on the scale.
+    package static func ends(_ speeds: [UInt32]) -> [UInt32] {
         let total = speeds.reduce(UInt64(0)) { $0 + UInt64(max(1, $1)) }
         var sum: UInt64 = 0
         return speeds.map { speed in

@@ -114,7 +114,9 @@ extension DomainGroup {
         for index in 0..<hot.value.usedSlots {
             // pairs with the store in submit
             let isPending = statuses[index].load(ordering: .acquiring) & SlotStatus.pending != 0
-            if isPending, slots[index].deadline <= hot.value.now { abandon(&slots[index], UInt32(index)) }
+            // One that is still in `submissions` has its turn first: it would be started after its end.
+            guard isPending, slots[index].isStarted else { continue }
+            if slots[index].deadline <= hot.value.now { abandon(&slots[index], UInt32(index)) }
         }
     }
 
@@ -122,7 +124,7 @@ extension DomainGroup {
     var nextDeadline: UInt64 {
         var earliest = UInt64.max
         for index in 0..<hot.value.usedSlots
-        where statuses[index].load(ordering: .relaxed) & SlotStatus.pending != 0 {
+        where statuses[index].load(ordering: .acquiring) & SlotStatus.pending != 0 {  // pairs with submit
             earliest = min(earliest, slots[index].deadline)
         }
         return earliest

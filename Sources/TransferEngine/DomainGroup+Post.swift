@@ -7,6 +7,7 @@ extension DomainGroup {
 
     /// Begins an operation that `submit` filled in.
     func start(_ slot: inout TransferSlot, _ index: UInt32) {
+        slot.isStarted = true
         slot.lastProgress = hot.value.now
         hot.value.usedSlots = max(hot.value.usedSlots, Int(index) + 1)
         switch slot.kind {

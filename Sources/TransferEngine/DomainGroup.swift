@@ -50,6 +50,12 @@ final class DomainGroup {
         /// Slots that ended and whose callbacks are due.
         var finished = SlotRing(capacity: Limits.transfers)
         var watchers: [WatcherEntry] = []
+        /// When a watched word changed last.
+        var lastWatched: UInt64 = 0
+        /// Sets of NICs, other than all, that regions have been registered on.
+        var nicSets: [UInt8] = []
+        /// Of the newest attachment.
+        var generation: UInt32 = 0
         var waitCount = 0
         var sequence: UInt32 = 0
         var rounds: UInt64 = 0

@@ -24,6 +24,7 @@ extension TransferSlot {
         failure = .success
         isSilentStage = false
         isPosting = false
+        isStarted = false
         inFlight = 0
         completed = 0
         expectedEighths = 0
@@ -73,12 +74,11 @@ extension TransferEngine {
     /// takes nothing now, or when others wait: then it goes the ordinary way.
     @inline(__always)
     func postAtOnce(
-        _ source: MemoryRegion, _ sourceOffset: Int, _ byteCount: Int, _ target: RemoteMemory,
-        _ targetOffset: Int,
-        _ immediate: Immediate?
+        _ source: MemoryRegion, _ sourceOffset: Int, _ byteCount: Int, _ attachment: UInt32,
+        _ targetOffset: Int, _ immediate: Immediate?
     ) -> Bool {
         postAtOnce(
-            source, sourceOffset, byteCount, group.attachments[target.index], targetOffset, immediate)
+            source, sourceOffset, byteCount, group.attachments[attachment], targetOffset, immediate)
     }
 
     @inline(__always)
@@ -110,6 +110,14 @@ extension TransferEngine {
     }
 
     // MARK: Validation
+
+    /// The attachment that a write uses: the target's, or a narrower one.
+    @inline(__always)
+    func attachment(from source: MemoryRegion, to target: RemoteMemory) throws(TransferError) -> UInt32 {
+        let index = group.attachment(from: source.index, to: target.index)
+        guard index != .max else { throw .noCommonNIC }
+        return index
+    }
 
     @inline(__always)
     func check(_ source: MemoryRegion, _ offset: Int, _ byteCount: Int) throws(TransferError) {
@@ -158,6 +166,9 @@ extension TransferEngine {
 }
 
 extension TransferError {
+    static let noCommonNIC = TransferError(
+        .unreachable,
+        "none of the NICs that the source is registered on reaches the target; register it on more")
     static let tooManyTransfers = TransferError(
         .backPressure, "\(Limits.transfers) transfers are in flight; make progress and submit again")
 

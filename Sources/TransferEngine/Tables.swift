@@ -7,6 +7,8 @@ struct RegionEntry {
     /// The address of the first byte; anything but 0, for requests without data.
     var base: UInt = 1
     var length = 0
+    /// Bit `i` is set when the region is registered on NIC `i`.
+    var nics: UInt8 = 0
     /// `DomainKey.local` for each NIC.
     var localKeys = InlineArray<8, UInt64>(repeating: 0)
 }
@@ -25,6 +27,19 @@ struct Attachment: ~Copyable {
     var maximumWriteBytes: UInt64 = 0
     /// Whether posting is all there is to it: the provider copies while it posts.
     var completesAtOnce = false
+    /// The NICs of this engine on which the rails begin.
+    var nics: UInt8 = 0
+    /// The same target over fewer NICs, for sources that are registered on some only.
+    var narrower: [Narrower] = []
+    /// Whether this is such a narrower one, whose imports belong to another.
+    var isNarrower = false
+
+    /// An attachment that shares the imports of another one, for sources on `nics`.
+    struct Narrower {
+        var nics: UInt8
+        /// `.max` when none of those NICs reaches the target.
+        var index: UInt32
+    }
 }
 
 /// What requests from one region over one rail have in common, and the only place where offsets become addresses.

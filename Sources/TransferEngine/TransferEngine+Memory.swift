@@ -6,7 +6,8 @@ public import TransferCore
 struct RegisteredRegion {
     var region: MemoryRegion
     var local: LocalRegion
-    var keys: [DomainKey]
+    /// For each NIC; nil where the region is not registered.
+    var keys: [DomainKey?]
     var mapping: SharedMapping?
 }
 
@@ -15,10 +16,15 @@ extension TransferEngine {
     ///
     /// Zeroed and page aligned; in huge pages where the system has some. `isPopulated` makes all pages exist
     /// now, so that no transfer meets a page fault; leave it off for memory that is mostly never touched.
+    /// - Parameters:
+    ///   - byteCount: Bytes, at least 1.
+    ///   - access: What peers may do.
+    ///   - nics: Positions in `Configuration.nics`; nil is all of them.
+    ///   - isPopulated: Whether all pages are to exist now.
     /// - Throws: `limitReached` when memory or `Limits.regions` run out, or what the NICs say.
     /// - Complexity: O(byteCount) when populated.
     public func allocate(
-        byteCount: Int, access: Access = .remoteWrite, isPopulated: Bool = true
+        byteCount: Int, access: Access = .remoteWrite, nics: [Int]? = nil, isPopulated: Bool = true
     ) throws(TransferError) -> MemoryRegion {
         guard byteCount > 0 else {
             throw TransferError(.invalidArgument, "an allocation of \(byteCount) bytes")
@@ -28,24 +34,32 @@ extension TransferEngine {
             isPopulated: isPopulated)
         do throws(TransferError) {
             return try unsafe register(
-                mapping.base, byteCount: byteCount, access: access, mapping: mapping, isPopulated: isPopulated
-            )
+                mapping.base, byteCount: byteCount, access: access, nics: nics, mapping: mapping,
+                isPopulated: isPopulated)
         } catch {
             mapping.unmap()
             throw error
         }
     }
 
-    /// Registers memory of the caller, on every NIC of the device. It stays the caller's, and must stay where it is
-    /// until `deregister` returns.
+    /// Registers memory of the caller, on every NIC of the device or on chosen ones. It stays the caller's, and must stay
+    /// where it is until `deregister` returns.
+    ///
+    /// Peers write into the region through the NICs on which it is registered, and writes from it go out through those.
+    /// - Parameters:
+    ///   - memory: At least one byte.
+    ///   - access: What peers may do.
+    ///   - nics: Positions in `Configuration.nics`; nil is all of them.
+    /// - Throws: `invalidArgument` for an empty range or NICs that there are not, `limitReached` for `Limits.regions` or
+    ///   `Limits.nicSets`, or what the NICs say.
     public func register(
-        _ memory: UnsafeMutableRawBufferPointer, access: Access = .remoteWrite
+        _ memory: UnsafeMutableRawBufferPointer, access: Access = .remoteWrite, nics: [Int]? = nil
     ) throws(TransferError) -> MemoryRegion {
         guard let base = memory.baseAddress, unsafe !memory.isEmpty else {
             throw TransferError(.invalidArgument, "registration of an empty range")
         }
         return try unsafe register(
-            base, byteCount: memory.count, access: access, mapping: nil, isPopulated: false)
+            base, byteCount: memory.count, access: access, nics: nics, mapping: nil, isPopulated: false)
     }
 
     /// Ends a registration. When this returns, nobody can write into the memory any more, and memory that the engine
@@ -72,22 +86,23 @@ extension TransferEngine {
             access: known.local.access,
             length: UInt64(region.byteCount), base: UInt64(region.address),
             secret: known.local.secret,
-            nics: (0..<group.domains.count).map { index in
+            nics: known.keys.enumerated().compactMap { index, key in
+                guard let key else { return nil }
                 let domain = group.domains[index]
                 let attributes = domain.attributes
                 return RemoteRegion.NIC(
                     fabric: attributes.fabric, address: domain.address,
-                    megabitsPerSecond: attributes.megabitsPerSecond, key: known.keys[index].remote,
-                    base: known.keys[index].base)
+                    megabitsPerSecond: attributes.megabitsPerSecond, key: key.remote, base: key.base)
             })
     }
 
     // MARK: Internals
 
     private func register(
-        _ base: UnsafeMutableRawPointer, byteCount: Int, access: Access, mapping: SharedMapping?,
-        isPopulated: Bool
+        _ base: UnsafeMutableRawPointer, byteCount: Int, access: Access, nics: [Int]?,
+        mapping: SharedMapping?, isPopulated: Bool
     ) throws(TransferError) -> MemoryRegion {
+        let nicSet = try nicSet(nics)
         let (index, generation, secret) = try reserveRegion()
         let region = MemoryRegion(
             address: UInt(bitPattern: base), byteCount: byteCount, index: index, generation: generation)
@@ -96,7 +111,7 @@ extension TransferEngine {
             length: byteCount,
             memoryFile: mapping?.file ?? -1, isPopulated: isPopulated)
         do throws(TransferError) {
-            let keys = try perform { group throws(TransferError) in try Self.add(local, to: group) }
+            let keys = try perform { group throws(TransferError) in try Self.add(local, nicSet, to: group) }
             let known = RegisteredRegion(region: region, local: local, keys: keys, mapping: mapping)
             control.withLock {
                 $0.regions[index] = known
@@ -126,21 +141,37 @@ extension TransferEngine {
         }
     }
 
-    private static func add(_ local: LocalRegion, to group: DomainGroup) throws(TransferError) -> [DomainKey]
-    {
+    /// The set of the chosen NICs.
+    private func nicSet(_ nics: [Int]?) throws(TransferError) -> UInt8 {
+        guard let nics else { return group.allNICs }
+        guard !nics.isEmpty, nics.allSatisfy({ (0..<group.domains.count).contains($0) }) else {
+            throw TransferError(
+                .invalidArgument, "NICs \(nics); the engine has 0 to \(group.domains.count - 1), name some")
+        }
+        return nics.reduce(0) { $0 | 1 << UInt8($1) }
+    }
+
+    private static func add(
+        _ local: LocalRegion, _ nics: UInt8, to group: DomainGroup
+    ) throws(TransferError) -> [DomainKey?] {
+        try group.admit(nicSet: nics)
         // The page first: from the moment a provider knows the region, peers may ask for it.
         group.page.publish(local)
-        var keys: [DomainKey] = []
+        var keys: [DomainKey?] = []
         var entry = RegionEntry(
-            generation: local.generation, base: UInt(bitPattern: unsafe local.base), length: local.length)
+            generation: local.generation, base: UInt(bitPattern: unsafe local.base), length: local.length,
+            nics: nics)
         do throws(TransferError) {
             for domain in 0..<group.domains.count {
-                keys.append(try group.domains[domain].register(local))
-                entry.localKeys[domain] = keys[domain].local
+                let key = nics & 1 << UInt8(domain) != 0 ? try group.domains[domain].register(local) : nil
+                keys.append(key)
+                entry.localKeys[domain] = key?.local ?? 0
             }
         } catch {
             group.page.withdraw(local.index)
-            for (domain, key) in keys.enumerated() { group.domains[domain].deregister(local, key: key) }
+            for case (let domain, let key?) in keys.enumerated() {
+                group.domains[domain].deregister(local, key: key)
+            }
             throw error
         }
         group.regions[local.index] = entry
@@ -150,8 +181,8 @@ extension TransferEngine {
     func remove(_ known: RegisteredRegion, from group: DomainGroup) throws(TransferError) {
         group.regions[known.local.index] = RegionEntry()
         group.page.withdraw(known.local.index)
-        for domain in 0..<group.domains.count {
-            group.domains[domain].deregister(known.local, key: known.keys[domain])
+        for case (let domain, let key?) in known.keys.enumerated() {
+            group.domains[domain].deregister(known.local, key: key)
         }
         let deadline = group.clock.nowNanoseconds &+ configuration.timeout.nanoseconds
         while !group.page[region: known.local.index].isQuiet {
@@ -171,8 +202,8 @@ extension TransferEngine {
             return control.regions
         }
         for known in regions.values { try? remove(known, from: group) }
-        for index in 0..<Limits.attachments where group.attachments[index].generation != 0 {
-            releaseImports(index)
+        for index in 0..<UInt32(Limits.attachments) where group.attachments[index].generation != 0 {
+            group.detach(index)
         }
     }
 }

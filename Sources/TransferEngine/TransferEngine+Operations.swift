@@ -8,6 +8,11 @@ extension TransferEngine {
     /// 0 bytes are allowed: with an immediate they are just that.
     /// - Parameters:
     ///   - source: A registered region of this engine, which must stay unchanged until the transfer ends.
+    ///   - sourceOffset: First byte within the source.
+    ///   - byteCount: Bytes; the source and the target have that many.
+    ///   - target: An attached region of a peer.
+    ///   - targetOffset: First byte within the target.
+    ///   - immediate: What the receiver counts; nil is nothing.
     ///   - timeout: How long the transfer may take; nil is the engine's default.
     ///   - onEnd: Called once, never from inside this method.
     /// - Throws: `outOfRange`, `accessDenied`, `staleRegion` for arguments that cannot work; `backPressure` when
@@ -21,16 +26,17 @@ extension TransferEngine {
     ) throws(TransferError) -> Transfer {
         try check(source, sourceOffset, byteCount)
         try check(target, targetOffset, byteCount)
+        let attachment = try attachment(from: source, to: target)
         if byteCount == 0, immediate == nil, onEnd == nil { return .complete }
         if onEnd == nil, isProgressThread,
-            postAtOnce(source, sourceOffset, byteCount, target, targetOffset, immediate)
+            postAtOnce(source, sourceOffset, byteCount, attachment, targetOffset, immediate)
         {
             return .complete
         }
         return try submit(.write, immediate, timeout, onEnd) { slot in
             slot.sourceOffset = sourceOffset
             slot.localIndex = source.index
-            slot.attachment = target.index
+            slot.attachment = attachment
             slot.length = byteCount
             slot.targetOffset = targetOffset
             slot.targetCount = 1
@@ -66,6 +72,15 @@ extension TransferEngine {
     /// counts `immediate` once for each page.
     ///
     /// The lists are equally long; page numbers may repeat. No pages is a transfer that ends at once.
+    /// - Parameters:
+    ///   - pageBytes: Bytes of one page, on both sides.
+    ///   - source: A registered region of this engine, which must stay unchanged until the transfer ends.
+    ///   - sourcePages: Where the pages come from.
+    ///   - target: An attached region of a peer.
+    ///   - targetPages: Where they go.
+    ///   - immediate: What the receiver counts for each page; nil is nothing.
+    ///   - timeout: How long the transfer may take; nil is the engine's default.
+    ///   - onEnd: Called once, when all pages have been written or one has failed.
     /// - Complexity: O(pages).
     @discardableResult
     public func write(
@@ -85,11 +100,12 @@ extension TransferEngine {
         try check(target, 0, 0)
         try check(sourcePages, pageBytes, source.byteCount, "source")
         try check(targetPages, pageBytes, target.byteCount, "target")
+        let attachment = try attachment(from: source, to: target)
         let posts = immediate != nil || pageBytes > 0
         return try submit(.paged, immediate, timeout, onEnd) { slot in
             slot.sourceOffset = sourcePages.offset
             slot.localIndex = source.index
-            slot.attachment = target.index
+            slot.attachment = attachment
             slot.length = pageBytes
             slot.targetOffset = targetPages.offset
             slot.sourceStride = sourcePages.stride
@@ -100,7 +116,14 @@ extension TransferEngine {
     }
 
     /// Writes one slice to each member of a group; each receiver counts `immediate` once.
-    /// - Parameter slices: As many as the group has members, in its order.
+    /// - Parameters:
+    ///   - source: A registered region of this engine, which must stay unchanged until the transfer ends.
+    ///   - slices: As many as the group has members, in its order.
+    ///   - group: The targets.
+    ///   - immediate: What each receiver counts; nil is nothing.
+    ///   - timeout: How long the transfer may take; nil is the engine's default.
+    ///   - onEnd: Called once, when all slices have been written or one has failed.
+    /// - Complexity: O(members).
     @discardableResult
     public func scatter(
         from source: MemoryRegion, _ slices: [ScatterSlice], to group: PeerGroup, immediate: Immediate? = nil,
@@ -114,6 +137,7 @@ extension TransferEngine {
         for index in slices.indices {
             try check(source, slices[index].sourceOffset, slices[index].byteCount)
             try check(group.members[index], slices[index].targetOffset, slices[index].byteCount)
+            _ = try attachment(from: source, to: group.members[index])
         }
         return try submit(.scatter, immediate, timeout, onEnd) { slot in
             slot.localIndex = source.index
@@ -121,7 +145,8 @@ extension TransferEngine {
             for index in slices.indices {
                 let slice = slices[index]
                 slot.targets[index] = ScatterTarget(
-                    attachment: group.members[index].index, sourceOffset: slice.sourceOffset,
+                    attachment: self.group.attachment(from: source.index, to: group.members[index].index),
+                    sourceOffset: slice.sourceOffset,
                     length: slice.byteCount, targetOffset: slice.targetOffset)
             }
         }

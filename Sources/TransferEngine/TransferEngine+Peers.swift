@@ -18,10 +18,15 @@ extension TransferEngine {
                 throw TransferError(.limitReached, "\(Limits.attachments) regions are attached; detach some")
             }
             do throws(TransferError) {
-                let made = try Self.resolve(remote, group)
+                var made = try Self.resolve(remote, group)
+                made.generation = group.nextGeneration()
                 let handle = RemoteMemory(
                     byteCount: made.length, engine: remote.engine, index: index, generation: made.generation)
                 group.attachments[index] = made
+                do throws(TransferError) { try group.narrow(index) } catch {
+                    group.detach(index)
+                    throw error
+                }
                 return handle
             } catch {
                 group.freeAttachments.push(index)
@@ -51,7 +56,7 @@ extension TransferEngine {
             guard group.attachments[remote.index].generation == remote.generation else {
                 throw .staleAttachment
             }
-            self.releaseImports(Int(remote.index))
+            group.detach(remote.index)
             group.freeAttachments.push(remote.index)
         }
     }
@@ -101,19 +106,11 @@ extension TransferEngine {
             throw error
         }
         return Attachment(
-            generation: remote.generation == 0 ? .max : remote.generation,
             isWritable: remote.access.contains(.remoteWrite), length: Int(remote.length),
             rails: Table(rails), keys: Table(keys),
             maximumWriteBytes: keys.reduce(.max) { min($0, $1.maximumWriteBytes) },
-            completesAtOnce: keys.allSatisfy(\.completesAtOnce))
-    }
-
-    /// Ends the imports of an attachment and frees its entry.
-    func releaseImports(_ index: Int) {
-        let attachment = exchange(&group.attachments[index], with: Attachment())
-        for rail in 0..<attachment.rails.count {
-            group.domains[attachment.rails[rail].local].releaseImport(attachment.keys[rail])
-        }
+            completesAtOnce: keys.allSatisfy(\.completesAtOnce),
+            nics: rails.reduce(0) { $0 | 1 << UInt8($1.local) })
     }
 }
 

@@ -189,26 +189,24 @@ public final class TransferEngine: @unchecked Sendable {
             guard case .adaptive(let spinNanoseconds) = configuration.progress else { continue }
             let now = te_monotonic_nanoseconds()
             if idleSince == 0 { idleSince = now }
-            if now - idleSince >= spinNanoseconds {
-                sleep()
-                idleSince = 0
-            }
+            // After a sleep in which nothing happened one look suffices.
+            if now - idleSince >= spinNanoseconds, sleep() { idleSince = 0 }
         }
         runTasks()
     }
 
     /// Sleeps until something is submitted, arrives or is due. Whoever brings something looks at `sleeping` after it has
     /// made its change visible; we look for changes after we have set `sleeping`. So one of the two sees the other.
-    private func sleep() {
+    /// Returns false when only time has passed.
+    private func sleep() -> Bool {
         page.signals.sleeping.store(1, ordering: .sequentiallyConsistent)
         defer { page.signals.sleeping.store(0, ordering: .sequentiallyConsistent) }
         guard !hasTasks.load(ordering: .sequentiallyConsistent),
             !isStopping.load(ordering: .sequentiallyConsistent),
             group.maySleep()
-        else { return }
+        else { return true }
         group.checkDeadlines()
-        var milliseconds: Int32 = 1000
-        if !group.hot.value.watchers.isEmpty { milliseconds = 1 }
+        var milliseconds = group.watchMilliseconds
         let next = group.nextDeadline
         if next != .max {
             let left = (next - min(next, group.hot.value.now)) / 1_000_000 + 1
@@ -218,11 +216,12 @@ public final class TransferEngine: @unchecked Sendable {
         for domain in 0..<group.domains.count where group.domains[domain].wakeDescriptor >= 0 {
             files.append(group.domains[domain].wakeDescriptor)
         }
-        unsafe files.withUnsafeBufferPointer {
-            unsafe te_wait_readable($0.baseAddress, Int32($0.count), milliseconds)
+        let isWoken = unsafe files.withUnsafeBufferPointer {
+            unsafe te_wait_readable($0.baseAddress, Int32($0.count), milliseconds) != 0
         }
-        _ = te_event_drain(wakeFile)
+        if isWoken { _ = te_event_drain(wakeFile) }
         group.checkDeadlines()
+        return isWoken
     }
 
     /// Wakes the worker if it sleeps. The caller has made its change visible with a sequentially consistent operation.

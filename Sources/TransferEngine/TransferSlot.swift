@@ -12,6 +12,8 @@ struct TransferSlot: ~Copyable {
     var isSilentStage = false
     /// Whether requests remain to be posted.
     var isPosting = false
+    /// Whether the progress thread has taken the slot over from whoever submitted it.
+    var isStarted = false
     /// Whether the caller has been told already (a stall); the slot stays until nothing is in flight.
     var isAbandoned = false
     var failure = WorkStatus.success

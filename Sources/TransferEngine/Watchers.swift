@@ -40,12 +40,21 @@ extension DomainGroup {
             let old = hot.value.watchers[index].last
             if new != old {
                 hot.value.watchers[index].last = new
+                if !hasChanged { hot.value.lastWatched = clock.nowNanoseconds }
                 hasChanged = true
                 hot.value.watchers[index].callback(old, new)
             }
             index += 1
         }
         return hasChanged
+    }
+
+    /// How long a progress thread may sleep before it looks at the watched words again: a while after the last change they
+    /// are looked at less often.
+    var watchMilliseconds: Int32 {
+        if hot.value.watchers.isEmpty { return 1000 }
+        let quiet = hot.value.now &- min(hot.value.now, hot.value.lastWatched)
+        return quiet < Limits.watchesOftenNanoseconds ? 1 : 10
     }
 }
 

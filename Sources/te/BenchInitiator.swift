@@ -185,6 +185,7 @@ final class BenchInitiator {
     private func pingFromCallbacks() throws -> Double {
         let pinger = Pinger(side, seconds: options.seconds)
         pinger.start()
+        // pairs with the stores in Pinger.arm
         while !pinger.hasEnded.load(ordering: .acquiring) { usleep(2000) }
         return median(Array(pinger.samples.dropFirst()))
     }

@@ -57,8 +57,9 @@ enum ErrorChecks {
     }
 
     /// Descriptors that are wrong there: another key, another generation, a region that is gone, one longer than it is.
-    static func descriptors(_ make: MakeCluster, alsoRefusedBy others: [TransferError.Code]) throws -> Findings
-    {
+    static func descriptors(
+        _ make: MakeCluster, alsoRefusedBy others: [TransferError.Code]
+    ) throws -> Findings {
         var findings = Findings()
         let refused: [TransferError.Code] =
             [.staleRegion, .accessDenied, .providerFailed, .outOfRange, .unreachable, .peerLost] + others
@@ -136,8 +137,9 @@ enum ErrorChecks {
     }
 
     /// A region that was deregistered after it was attached, while its memory lives on; and its place used again.
-    static func deregistered(_ make: MakeCluster, alsoRefusedBy others: [TransferError.Code]) throws -> Findings
-    {
+    static func deregistered(
+        _ make: MakeCluster, alsoRefusedBy others: [TransferError.Code]
+    ) throws -> Findings {
         var findings = Findings()
         let cluster = try make([1, 1])
         let source = try cluster.memory(0, 64)

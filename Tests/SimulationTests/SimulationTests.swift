@@ -61,7 +61,8 @@ import TransferEngine
     /// says, on whichever side the NICs are fewer.
     @Test(arguments: [
         ([1000], [1000]), ([1000, 1000], [1000, 1000]), ([1000, 1000], [1000, 1000, 1000, 1000]),
-        ([2000, 1000], [3000]),
+        ([2000, 1000], [3000]), ([2000, 2000], [1000, 1000, 1000, 1000]), ([3000], [2000, 1000]),
+        ([1000, 1000, 1000], [2000, 1000]),
     ])
     func stripingUsesEveryNIC(_ local: [Int], _ remote: [Int]) throws {
         let network = SimulatedNetwork(seed: 5)

@@ -34,8 +34,8 @@ int te_event_signal(int fd);
 int te_event_drain(int fd);
 void te_close(int file);
 
-/// Waits until one of at most 64 files is readable.
-void te_wait_readable(const int *files, int count, int milliseconds);
+/// Waits until one of at most 64 files is readable. Returns how many are; 0 when the time has passed.
+int te_wait_readable(const int *files, int count, int milliseconds);
 /// Sleeps while the 32-bit word at `word` is `expected`, for at most `nanoseconds`; wakes all who sleep on it.
 void te_futex_wait(const void *word, uint32_t expected, uint64_t nanoseconds);
 void te_futex_wake(const void *word);

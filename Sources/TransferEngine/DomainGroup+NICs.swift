@@ -1,0 +1,91 @@
+internal import TransferCore
+
+// Regions that are registered on some NICs only. Where one of them is the source of a write, the write goes over the rails
+// that begin on those NICs: over a narrower attachment, made when the target or the region became known.
+extension DomainGroup {
+    /// The set of all NICs.
+    var allNICs: UInt8 { UInt8(truncatingIfNeeded: (1 << domains.count) - 1) }
+
+    /// A number that no attachment has had, for a long time.
+    func nextGeneration() -> UInt32 {
+        hot.value.generation = max(1, hot.value.generation &+ 1)
+        return hot.value.generation
+    }
+
+    /// Makes all targets reachable from regions on `set`.
+    func admit(nicSet set: UInt8) throws(TransferError) {
+        guard set != allNICs, !hot.value.nicSets.contains(set) else { return }
+        guard hot.value.nicSets.count < Limits.nicSets else {
+            throw TransferError(
+                .limitReached,
+                "regions are registered on \(Limits.nicSets) different sets of NICs already; use one of those"
+            )
+        }
+        hot.value.nicSets.append(set)
+        for index in 0..<UInt32(Limits.attachments)
+        where attachments[index].generation != 0 && !attachments[index].isNarrower {
+            try narrow(index, to: set)
+        }
+    }
+
+    /// Makes the target reachable from regions on some NICs only.
+    func narrow(_ index: UInt32) throws(TransferError) {
+        for set in hot.value.nicSets { try narrow(index, to: set) }
+    }
+
+    private func narrow(_ index: UInt32, to set: UInt8) throws(TransferError) {
+        guard attachments[index].nics & set != attachments[index].nics else { return }
+        let made = narrower(attachments[index], set)
+        var place = UInt32.max
+        if made.rails.count > 0 {
+            guard let free = freeAttachments.pop() else {
+                throw TransferError(.limitReached, "\(Limits.attachments) regions are attached; detach some")
+            }
+            place = free
+            attachments[place] = made
+        }
+        attachments[index].narrower.append(Attachment.Narrower(nics: set, index: place))
+    }
+
+    private func narrower(_ whole: borrowing Attachment, _ set: UInt8) -> Attachment {
+        var rails: [Rail] = []
+        var keys: [ImportedKey] = []
+        var widths: [UInt32] = []
+        for rail in 0..<whole.rails.count where set & 1 << UInt8(whole.rails[rail].local) != 0 {
+            rails.append(whole.rails[rail])
+            keys.append(whole.keys[rail])
+            widths.append(whole.rails[rail].end - (rail == 0 ? 0 : whole.rails[rail - 1].end))
+        }
+        for (rail, end) in zip(rails.indices, Rail.ends(widths)) { rails[rail].end = end }
+        return Attachment(
+            generation: nextGeneration(), isWritable: whole.isWritable, length: whole.length,
+            rails: Table(rails), keys: Table(keys),
+            maximumWriteBytes: keys.reduce(.max) { min($0, $1.maximumWriteBytes) },
+            completesAtOnce: keys.allSatisfy(\.completesAtOnce), nics: whole.nics & set, isNarrower: true)
+    }
+
+    /// Ends an attachment: its imports, the narrower ones that share them, and its entry. Its index stays taken.
+    func detach(_ index: UInt32) {
+        let attachment = exchange(&attachments[index], with: Attachment())
+        for narrower in attachment.narrower where narrower.index != .max {
+            attachments[narrower.index] = Attachment()
+            freeAttachments.push(narrower.index)
+        }
+        guard !attachment.isNarrower else { return }
+        for rail in 0..<attachment.rails.count {
+            domains[attachment.rails[rail].local].releaseImport(attachment.keys[rail])
+        }
+    }
+
+    /// Which attachment a write from region `source` to `target` uses; `.max` when no NIC of the region reaches it.
+    @inline(__always)
+    func attachment(from source: UInt32, to target: UInt32) -> UInt32 {
+        let set = regions[source].nics
+        return attachments[target].nics & ~set == 0 ? target : narrowerAttachment(from: set, to: target)
+    }
+
+    @inline(never)
+    private func narrowerAttachment(from set: UInt8, to target: UInt32) -> UInt32 {
+        attachments[target].narrower.first { $0.nics == set }?.index ?? .max
+    }
+}
