@@ -29,6 +29,8 @@ static void load(void) {
     // A frame of LibfabricProvider (64 KiB) has to fit into what ofi_rxm sends at once. With its default of 16 KiB
     // each frame is fetched by a read of the receiver's, at a fraction of the speed. Read once, by the first getinfo.
     setenv("FI_OFI_RXM_BUFFER_SIZE", "67584", 0);
+    // So many buffers it posts for each endpoint. With its default of 4096 an endpoint takes 280 MB, with this 70.
+    setenv("FI_OFI_RXM_MSG_RX_SIZE", "128", 0);
     void *handle = dlopen("libfabric.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
         const char *why = dlerror();

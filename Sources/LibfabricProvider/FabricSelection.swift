@@ -57,13 +57,6 @@ enum FabricSelection {
             }
             guard let copy = te_fi_dupinfo(info) else { throw TransferError(.limitReached, "out of memory") }
             copy.pointee.tx_attr.pointee.op_flags = 0
-            // ofi_rxm keeps a buffer of a frame's size for each: with its defaults an endpoint takes 278 MB.
-            if options.provider.hasSuffix(";ofi_rxm") || options.provider == "tcp" {
-                copy.pointee.tx_attr.pointee.size = min(
-                    copy.pointee.tx_attr.pointee.size, Tuning.transmitQueue)
-                copy.pointee.rx_attr.pointee.size = min(
-                    copy.pointee.rx_attr.pointee.size, Tuning.receiveQueue)
-            }
             return copy
         }
         throw unknown(options)

@@ -63,9 +63,6 @@ public enum Tuning {
     static let ackFrames = 64
     /// Posted receive buffers; with few bytes a frame where the NIC pins them.
     static let receiveFrames = 64
-    /// Operations that a software transport holds for one endpoint, in each direction.
-    static let transmitQueue = 256
-    static let receiveQueue = 128
     /// Writes in flight on one domain that are operations of their own.
     static let writes = 2048
     /// Records in one frame.
