@@ -91,6 +91,11 @@ import TransferEngine
         arguments: Fabric.allCases.filter { ["simulated", "sharedMemory", "tcp"].contains($0.rawValue) })
     func manyRefused(_ fabric: Fabric) throws { check(try ErrorChecks.manyRefused(make(fabric))) }
 
+    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func forgedDescriptors(_ fabric: Fabric) throws
+    {
+        check(try ErrorChecks.forgeries(make(fabric)))
+    }
+
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func damagedDescriptors(_ fabric: Fabric)
         throws
     {

@@ -175,6 +175,48 @@ enum ErrorChecks {
         return findings
     }
 
+    /// Whole descriptors, checksum and all, that no engine made: attaching them is an error or harmless, and never a trap.
+    static func forgeries(_ make: MakeCluster) throws -> Findings {
+        var findings = Findings()
+        let cluster = try make([2, 1])
+        let source = try cluster.memory(0, 8192)
+        let target = try cluster.memory(1, 4096)
+        let neighbour = try cluster.memory(1, 4096)
+        fill(source, seed: 2)
+        let good = cluster.engines[1].descriptor(of: target)
+        var generator = SeededGenerator(seed: 9)
+        for number in 0..<200 {
+            let forged = good.forged(using: &generator)
+            do throws(TransferError) {
+                let remote = try cluster.engines[0].attach(decoding: forged.encoded())
+                try cluster.engines[0].detach(remote)
+            } catch {
+                findings.require(error.code != .stalled, "forgery \(number): \(error)")
+            }
+        }
+        // A region that claims to be longer than it is.
+        var longer = good
+        longer.length = 1 << 40
+        findings.requireFailure(
+            "a write behind the region",
+            [
+                .outOfRange, .accessDenied, .staleRegion, .providerFailed, .peerLost, .malformedDescriptor,
+                .stalled,
+            ]
+        ) {
+            let remote = try cluster.engines[0].attach(longer)
+            return cluster.finish(
+                try cluster.engines[0].write(
+                    from: source, byteCount: 64, to: remote, targetOffset: 4096, immediate: 1,
+                    timeout: .seconds(2)),
+                of: 0, seconds: 20)
+        }
+        cluster.settle()
+        findings.require(cluster.engines[1].count(of: 1) == 0, "a write behind the region was counted")
+        findings.require(isZero(target, 0..<4096) && isZero(neighbour, 0..<4096), "it arrived")
+        return findings
+    }
+
     /// 10 000 damaged descriptors: refused when decoded, or when attached, or never more than an error when used.
     static func mutations(_ make: MakeCluster) throws -> Findings {
         var findings = Findings()
@@ -212,6 +254,38 @@ enum ErrorChecks {
 }
 
 extension RemoteRegion {
+    /// A descriptor that decodes, with some of its fields replaced.
+    fileprivate func forged(using generator: inout SeededGenerator) -> RemoteRegion {
+        func word(_ generator: inout SeededGenerator) -> UInt64 {
+            [0, 1, 8, .max, .max - 7, 1 << 63, generator.next()].randomElement(using: &generator) ?? 0
+        }
+        var copy = self
+        for _ in 0...Int.random(in: 0...3, using: &generator) {
+            switch Int.random(in: 0..<9, using: &generator) {
+            case 0: copy.length = word(&generator)
+            case 1: copy.base = word(&generator)
+            case 2: copy.index = UInt32(truncatingIfNeeded: word(&generator))
+            case 3: copy.generation = UInt32(truncatingIfNeeded: word(&generator))
+            case 4: copy.secret = word(&generator)
+            case 5: copy.engine = EngineID(rawValue: word(&generator))
+            case 6:
+                for nic in copy.nics.indices {
+                    copy.nics[nic].key = word(&generator)
+                    copy.nics[nic].base = word(&generator)
+                }
+            case 7:
+                for nic in copy.nics.indices {
+                    let length = Int.random(in: 0...Limits.addressBytes, using: &generator)
+                    copy.nics[nic].address = (0..<length).map { _ in .random(in: 0...255, using: &generator) }
+                }
+            default:
+                let few = Int.random(in: 0...8, using: &generator)
+                copy.nics = (0..<few).compactMap { _ in nics.randomElement(using: &generator) }
+            }
+        }
+        return copy
+    }
+
     /// The same region of an engine that does not exist.
     fileprivate var ofNobody: RemoteRegion {
         var copy = self

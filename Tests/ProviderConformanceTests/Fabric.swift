@@ -87,14 +87,8 @@ enum Fabric: String, Sendable, CustomStringConvertible {
         #endif
     }
 
-    /// Peers that one process drives in acceptable time: the older endpoints of libfabric poll each connection in turn.
-    var mostPeers: Int {
-        #if Libfabric
-            return 64
-        #else
-            return 64
-        #endif
-    }
+    /// Peers in one process; ofi_rxm over soft-RoCE takes too much of a guest's memory for more.
+    var mostPeers: Int { rawValue == "verbsRxm" ? 8 : 64 }
 
     /// Whether registered memory has to exist: a region of 5 GiB then needs as much memory, and time.
     var pinsMemory: Bool { ["verbs", "verbsRxm"].contains(rawValue) }
