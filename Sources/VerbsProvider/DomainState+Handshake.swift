@@ -51,6 +51,8 @@ extension DomainState {
 
     /// A connection whose queue pairs exist, in state `calling`.
     private mutating func makeConnection(to peer: Int, _ now: UInt64) -> (Int?, Int32) {
+        // A peer that died without a word keeps its shares until somebody looks.
+        if unsharedImmediates < handles.sizes.immediateReceives / 2 { probeSilentPeers() }
         guard let number = freeConnections.take() else { return (nil, EAGAIN) }
         let error = createQueues(number)
         guard error == 0 else {

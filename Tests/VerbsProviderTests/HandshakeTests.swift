@@ -197,6 +197,31 @@ import TransferCore
         #expect(Set(a.statuses.values) == [.peerLost])
     }
 
+    /// What peers that died without a word were granted is granted again.
+    @Test func sharesOfDeadPeersComeBack() throws {
+        let network = Network(devices: 12)
+        let receiver = try network.open(0) { $0.immediateReceives = 512 }
+        let all = unsafe receiver.domain.state.pointee.unsharedImmediates
+        for device in 1...8 {
+            let sender = try network.open(device)
+            _ = unsafe try sender.attach(receiver)
+            #expect(network.run { sender.isReady })
+        }
+        network.run(200)
+        #expect(unsafe receiver.domain.state.pointee.unsharedImmediates < all / 2)
+        network.books.lose_percent = 100
+        for end in network.ends.dropFirst() { end.close() }
+        network.books.lose_percent = 0
+        network.run(200)
+        #expect(receiver.connections(.ready).count == 8, "nobody has said goodbye")
+        let sender = try network.open(9)
+        _ = unsafe try sender.attach(receiver)
+        #expect(network.run { sender.isReady && receiver.connections(.ready).count == 1 })
+        network.run(200)
+        let left = unsafe receiver.domain.state.pointee.unsharedImmediates
+        #expect(left == all - Int(receiver.connections(.ready)[0].grantedImmediates))
+    }
+
     /// Nothing that arrives traps, and only what is right changes anything.
     @Test func damagedDatagrams() throws {
         let (network, a, b) = try Network.pair()
