@@ -106,7 +106,8 @@ let package = Package(
         .testTarget(
             name: "VerbsProviderTests",
             dependencies: [
-                "TransferCore", "CPlatform", "CVerbs", "CVerbsStandIn", "CAllocationCounter", verbs,
+                "TransferCore", "TransferEngine", "Platform", "CPlatform", "CVerbs", "CVerbsStandIn",
+                "CAllocationCounter", verbs,
             ],
             swiftSettings: strict + [.strictMemorySafety()]),
     ],

@@ -107,10 +107,14 @@ import TransferCore
     // The handshake.
     var attempt: UInt32 = 0
     var remoteAttempt: UInt32 = 0
-    /// When the next hello is due, the pause after it, and when it is too late.
+    /// When the next hello is due, the pause after it, and how many there were.
     var nextHello: UInt64 = 0
     var pause: UInt64 = 0
+    var hellos = 0
+    /// When the handshake, or the draining, has taken too long.
     var deadline: UInt64 = 0
+    /// Whether a request waits for it. Before that nobody has to hear that a handshake failed.
+    var isWanted = false
     var isWatched = false
 
     // What is sent: counted by the sender, taken back by the peer's credits.

@@ -9,6 +9,7 @@ extension DomainState {
         // Two sides that began together must not repeat together for ever.
         connections[number].nextHello = now &+ pause &+ UInt64.random(in: 0...pause / 4)
         connections[number].pause = min(pause * 2, Tuning.longestPause)
+        connections[number].hellos += 1
         sendAbout(number, .hello)
     }
 

@@ -11,17 +11,30 @@ extension DomainState {
     /// A peer without a usable connection is wanted: starts or awaits the handshake, or says why there is none.
     mutating func beginUse(of peer: Int) -> (Int?, WorkStatus, Int32) {
         if isGone { return (nil, .providerFailed, ENODEV) }
-        if peers[peer].connection >= 0 { return (nil, .again, 0) }
-        let now = now
-        if now < peers[peer].failedUntil { return (nil, .peerLost, peers[peer].failure) }
-        let error = call(peer, now)
-        if error == 0 || error == EAGAIN { return (nil, .again, 0) }
-        refuse(peer, error, now)
-        return (nil, .providerFailed, error)
+        if peers[peer].connection < 0 {
+            if peers[peer].failedUntil > 0, now < peers[peer].failedUntil {
+                return (nil, .peerLost, peers[peer].failure)
+            }
+            let error = call(peer)
+            guard error == 0 else {
+                if error == EAGAIN { return (nil, .again, 0) }
+                refuse(peer, error, now)
+                return (nil, .providerFailed, error)
+            }
+        }
+        let number = peers[peer].connection
+        if !connections[number].isWanted {
+            // The time before somebody waited, in which perhaps nobody polled, does not count.
+            connections[number].isWanted = true
+            connections[number].deadline = now &+ options.connectTimeout.nanoseconds
+        }
+        return (nil, .again, 0)
     }
 
-    /// Makes a connection and says hello. 0 or an error number; EAGAIN when all places are in use for now.
-    mutating func call(_ peer: Int, _ now: UInt64) -> Int32 {
+    /// Makes a connection and says hello, if there is none. 0 or an error number; EAGAIN when all places are in use for now.
+    mutating func call(_ peer: Int) -> Int32 {
+        if peers[peer].connection >= 0 { return 0 }
+        let now = now
         let (made, error) = makeConnection(to: peer, now)
         guard let made else { return error }
         sendHello(made, now)
@@ -38,6 +51,8 @@ extension DomainState {
 
     /// A connection whose queue pairs exist, in state `calling`.
     private mutating func makeConnection(to peer: Int, _ now: UInt64) -> (Int?, Int32) {
+        // A peer that died without a word keeps its shares until somebody looks.
+        if unsharedImmediates < handles.sizes.immediateReceives / 2 { probeSilentPeers() }
         guard let number = freeConnections.take() else { return (nil, EAGAIN) }
         let error = createQueues(number)
         guard error == 0 else {
@@ -322,8 +337,9 @@ extension DomainState {
             let number = Int(watched[position])
             switch connections[number].state {
             case .calling, .bound:
-                if now >= connections[number].deadline {
-                    refuse(connections[number].peer, ETIMEDOUT, now)
+                // The deadline counts only if we have done our part: perhaps nobody polled for all that time.
+                if now >= connections[number].deadline, connections[number].hellos >= Tuning.leastHellos {
+                    if connections[number].isWanted { refuse(connections[number].peer, ETIMEDOUT, now) }
                     abandon(number)
                 } else if now >= connections[number].nextHello {
                     sendHello(number, now)

@@ -222,30 +222,45 @@ extension DomainState {
         for position in 0..<count {
             let number = Int(owing[position])
             connections[number].owesCredit = false
-            let connection = unsafe connections.address(number)
-            guard unsafe connection.pointee.state == .ready && connection.pointee.isCreditDue,
-                unsafe !connection.pointee.isReturningCredit
-            else { continue }
-            guard requestsInFlight < handles.sizes.requests + Tuning.creditReserve else {
+            if connections[number].state == .ready, connections[number].isCreditDue,
+                !connections[number].isReturningCredit, !sendCredit(number)
+            {
                 owe(number)
-                continue
             }
-            let immediates = unsafe connection.pointee.immediatesReceived
-            let messages = unsafe connection.pointee.messagesReceived
-            let place = unsafe memory.outgoingCredit(number)
-            unsafe place.storeBytes(of: UInt64(messages) << 32 | UInt64(immediates), as: UInt64.self)
-            unsafe single[0].opcode = IBV_WR_RDMA_WRITE
-            unsafe single[0].wr.rdma.remote_addr = connection.pointee.remoteCreditAddress
-            unsafe single[0].wr.rdma.rkey = connection.pointee.remoteCreditKey
-            let error = unsafe postSingle(place, 8, connection, number, 0, Connection.creditMark)
-            guard error == 0 else {
-                if error != ENOMEM { breakConnection(number, .providerFailed, error) } else { owe(number) }
-                continue
-            }
-            unsafe connection.pointee.isReturningCredit = true
-            unsafe connection.pointee.immediatesReturned = immediates
-            unsafe connection.pointee.messagesReturned = messages
         }
+    }
+
+    /// Finds out whether silent peers live, when shares run short: a credit to a dead one ends its connection.
+    mutating func probeSilentPeers() {
+        for number in 0..<connections.count
+        where connections[number].state == .ready && !connections[number].isReturningCredit
+            && connections[number].writes.isDrained && connections[number].messages.isDrained
+        {
+            _ = sendCredit(number)
+        }
+    }
+
+    /// Whether a credit was sent; if not, it has to wait.
+    private mutating func sendCredit(_ number: Int) -> Bool {
+        guard requestsInFlight < handles.sizes.requests + Tuning.creditReserve else { return false }
+        let connection = unsafe connections.address(number)
+        let immediates = unsafe connection.pointee.immediatesReceived
+        let messages = unsafe connection.pointee.messagesReceived
+        let place = unsafe memory.outgoingCredit(number)
+        unsafe place.storeBytes(of: UInt64(messages) << 32 | UInt64(immediates), as: UInt64.self)
+        unsafe single[0].opcode = IBV_WR_RDMA_WRITE
+        unsafe single[0].wr.rdma.remote_addr = connection.pointee.remoteCreditAddress
+        unsafe single[0].wr.rdma.rkey = connection.pointee.remoteCreditKey
+        let error = unsafe postSingle(place, 8, connection, number, 0, Connection.creditMark)
+        if error == ENOMEM { return false }
+        guard error == 0 else {
+            breakConnection(number, .providerFailed, error)
+            return true
+        }
+        unsafe connection.pointee.isReturningCredit = true
+        unsafe connection.pointee.immediatesReturned = immediates
+        unsafe connection.pointee.messagesReturned = messages
+        return true
     }
 }
 

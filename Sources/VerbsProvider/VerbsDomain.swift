@@ -192,7 +192,8 @@ public import TransferCore
                 .limitReached, "\(attributes.name) has \(Tuning.peers) peers already; use more engines")
         }
         unsafe state.pointee.peers[peer].imports += 1
-        _ = unsafe state.pointee.usableConnection(of: peer)
+        // If that fails now, it is tried again by the first request, which then says why.
+        _ = unsafe state.pointee.call(peer)
         return ImportedKey(remote: remote, nic: nic, peer: peer, maximumWriteBytes: maximumWriteBytes)
     }
 

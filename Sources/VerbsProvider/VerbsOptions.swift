@@ -85,6 +85,8 @@ enum Tuning {
     /// The first pause before a handshake is repeated, and the longest, in nanoseconds.
     static let firstPause: UInt64 = 2_000_000
     static let longestPause: UInt64 = 200_000_000
+    /// Hellos without which no handshake fails.
+    static let leastHellos = 4
     /// How long requests to a peer fail at once after a handshake with it failed, in nanoseconds.
     static let failureHold: UInt64 = 1_000_000_000
     /// How long a closing domain tries to say goodbye, in nanoseconds.

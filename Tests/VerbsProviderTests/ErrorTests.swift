@@ -259,6 +259,8 @@ import TransferCore
             let (network, a, b) = try Network.pair()
             network.books.refuse_creation = position
             let target = unsafe try a.attach(b)
+            network.books.refuse_creation = position
+            #expect(unsafe a.post(0..<1, to: target).status == .providerFailed)
             #expect(unsafe a.post(0..<1, to: target).status == .peerLost)
             #expect(network.run { unsafe a.post(1..<2, to: target).accepted == 1 })
             #expect(network.run { a.statuses[1] == .success })

@@ -91,12 +91,27 @@ import TransferCore
         #expect(network.run { a.ended[1] == 1 && a.statuses[1] == .success })
     }
 
+    /// A handshake that nobody waits for ends without a word; one in which nobody polled does not fail.
+    @Test func deadlineCountsFromTheFirstRequest() throws {
+        let (network, a, b) = try Network.pair { $0.connectTimeout = .milliseconds(300) }
+        network.books.lose_percent = 100
+        let target = unsafe try a.attach(b)
+        #expect(network.run { a.connections(.calling).isEmpty })
+        #expect(a.statistics.handshakesFailed == 0)
+        network.books.lose_percent = 0
+        #expect(unsafe a.post(0..<1, to: target).status == .again)
+        a.domain.advanceClock(by: 10_000_000_000)
+        #expect(network.run { unsafe a.post(0..<1, to: target).status != .again })
+        #expect(network.run { a.statuses[0] == .success })
+        #expect(a.statistics.handshakesFailed == 0)
+    }
+
     /// The first datagrams of both sides are late: they arrive when a connection has been made and used by later ones.
     @Test func helloOfAnEarlierAttemptIsIgnored() throws {
         let (network, a, b) = try Network.pair { $0.connectTimeout = .milliseconds(50) }
         network.books.hold_datagrams = 1
         let target = unsafe try a.attach(b)
-        #expect(network.run { a.statistics.handshakesFailed == 1 })
+        #expect(network.run { unsafe a.post(0..<1, to: target).status == .peerLost })
         network.books.hold_datagrams = 0
         #expect(network.run { unsafe a.post(0..<1, to: target).accepted == 1 })
         let ignored = b.statistics.datagramsIgnored
@@ -180,6 +195,31 @@ import TransferCore
         b.close()
         #expect(network.run { a.ended.count == 4 })
         #expect(Set(a.statuses.values) == [.peerLost])
+    }
+
+    /// What peers that died without a word were granted is granted again.
+    @Test func sharesOfDeadPeersComeBack() throws {
+        let network = Network(devices: 12)
+        let receiver = try network.open(0) { $0.immediateReceives = 512 }
+        let all = unsafe receiver.domain.state.pointee.unsharedImmediates
+        for device in 1...8 {
+            let sender = try network.open(device)
+            _ = unsafe try sender.attach(receiver)
+            #expect(network.run { sender.isReady })
+        }
+        network.run(200)
+        #expect(unsafe receiver.domain.state.pointee.unsharedImmediates < all / 2)
+        network.books.lose_percent = 100
+        for end in network.ends.dropFirst() { end.close() }
+        network.books.lose_percent = 0
+        network.run(200)
+        #expect(receiver.connections(.ready).count == 8, "nobody has said goodbye")
+        let sender = try network.open(9)
+        _ = unsafe try sender.attach(receiver)
+        #expect(network.run { sender.isReady && receiver.connections(.ready).count == 1 })
+        network.run(200)
+        let left = unsafe receiver.domain.state.pointee.unsharedImmediates
+        #expect(left == all - Int(receiver.connections(.ready)[0].grantedImmediates))
     }
 
     /// Nothing that arrives traps, and only what is right changes anything.
