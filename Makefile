@@ -1,17 +1,17 @@
 # make demo | test | bench | format: each sets up what it needs, then does its job.
 SHELL := /bin/bash
-PACKAGES := libfabric-dev libfabric1 python3-pip coreutils
+PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
 RIG ?= qemu
-RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils ibverbs-providers libibverbs-dev \
-  librdmacm-dev perftest libfabric-bin python3
+RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils perftest \
+  libfabric-bin python3
 RIG_PACKAGES_qemu := qemu-system-x86
 RIG_PACKAGES_uml := gcc libc6-dev make flex bison bc binutils
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODEL := .models/SmolLM2.gguf
 TE := .build/release/te
 
-.PHONY: setup model demo test setup-rdma test-rdma rdma-shell bench format lint clean
+.PHONY: setup model demo test setup-rdma test-rdma rdma-shell bench bench-setup format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -53,15 +53,21 @@ setup-rdma:
 test-rdma: setup-rdma
 	swift build --build-tests
 	swift build -c release
-	RIG=$(RIG) IntegrationTests/rdma-vm/suite $(TESTS)
+	RIG=$(RIG) IntegrationTests/rdma-vm/suite "$(TESTS)"
 
 rdma-shell: setup-rdma
 	RIG=$(RIG) IntegrationTests/rdma-vm/run -i -n 4 -t 86400
 
-bench: $(TE)
+# Counted instructions need valgrind.
+bench-setup: PACKAGES += valgrind
+bench-setup: setup
+
+bench: bench-setup $(TE)
 	$(TE) bench p2p --provider shm --against limits
 	$(TE) bench p2p --provider shm --against limits --caller-memory --tests write,paged
 	$(TE) bench p2p --provider tcp --against limits
+	swift build -c release --product verbs-host-cost
+	Tests/VerbsHostCost/run .build/release/verbs-host-cost
 
 format:
 	swift format --in-place --recursive Package.swift Sources Tests IntegrationTests examples/push/Package.swift examples/push/Sources

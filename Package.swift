@@ -61,7 +61,7 @@ let package = Package(
         .executableTarget(
             name: "te",
             dependencies: [
-                "TransferEngine", "Platform", "CPlatform",
+                "TransferEngine", "Platform", "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
@@ -96,10 +96,16 @@ let package = Package(
         .testTarget(
             name: "LibfabricProviderTests",
             dependencies: ["TransferCore", "CPlatform", "CLibfabric", libfabric], swiftSettings: strict),
+        .executableTarget(
+            name: "verbs-host-cost",
+            dependencies: ["TransferCore", "CPlatform", "CVerbsStandIn", "CAllocationCounter", verbs],
+            path: "Tests/VerbsHostCost", exclude: ["run"], swiftSettings: safe),
         .target(name: "CVerbsStandIn", dependencies: ["CVerbs"], path: "Tests/CVerbsStandIn"),
         .testTarget(
             name: "VerbsProviderTests",
-            dependencies: ["TransferCore", "CPlatform", "CVerbs", "CVerbsStandIn", verbs],
+            dependencies: [
+                "TransferCore", "CPlatform", "CVerbs", "CVerbsStandIn", "CAllocationCounter", verbs,
+            ],
             swiftSettings: strict + [.strictMemorySafety()]),
     ],
     swiftLanguageModes: [.v6]

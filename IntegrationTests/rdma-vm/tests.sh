@@ -22,7 +22,7 @@ one any   40 perftest
 one uml  240 conformance verbs rxa0
 one uml  240 conformance verbs rxa0,rxb0
 one any  240 conformance verbs rxa0,rxb0,rxa1,rxb1
-one qemu 240 conformance verbsRxm 10.1.0.10,10.1.0.20
+one qemu 120 conformance verbsRxm 10.1.0.10,10.1.0.20 /(barriers|badDescriptors|countAfterData|immediates|messages)
 one any   40 transfer verbs 1 1
 one any   40 transfer verbs 4 4
 one any   40 transfer verbs 1 4
@@ -61,8 +61,9 @@ PLAN
 
 transports="verbs rxm"
 
-# libfabric's verbs asks for longer queues than soft-RoCE has, unless told otherwise.
-export FI_UNIVERSE_SIZE=16 FI_OFI_RXM_MSG_TX_SIZE=64 FI_OFI_RXM_MSG_RX_SIZE=64
+# libfabric's verbs asks for longer queues than soft-RoCE has, unless told otherwise. And unless its cache of registrations
+# is off, peers can write into memory after it was deregistered.
+export FI_UNIVERSE_SIZE=16 FI_OFI_RXM_MSG_TX_SIZE=64 FI_OFI_RXM_MSG_RX_SIZE=64 FI_MR_CACHE_MAX_COUNT=0
 
 # The options that name the NICs of side a or b for te-peer: nics TRANSPORT SIDE FIRST COUNT
 nics() {
@@ -141,9 +142,9 @@ perftest() {
 }
 
 # The suite that every provider has to pass, in one process: all engines have the NICs named here.
-conformance() { # verbs|verbsRxm DEVICES|ADDRESSES
+conformance() { # verbs|verbsRxm DEVICES|ADDRESSES [TESTS]
   TE_CONFORMANCE=$1 TE_REQUIRE_VERBS=1 TE_VERBS_DEVICES=$2 TE_RXM_ADDRESSES=$2 \
-    "$clone/.build/debug/transfer-enginePackageTests.xctest" --testing-library swift-testing --filter ConformanceTests
+    "$clone/.build/debug/transfer-enginePackageTests.xctest" --testing-library swift-testing --filter "ConformanceTests${3:-}"
 }
 
 # Every byte and every count, with some NICs here and some there; twice with the same engines.

@@ -41,6 +41,8 @@ import TransferCore
     var failedFrom: UInt32 = 0
     var hasFailed = false
     var status = WorkStatus.success
+    /// What the ones after it end with.
+    var laterStatus = WorkStatus.peerLost
     var detail: Int32 = 0
 
     /// Requests that may still be posted.
@@ -60,12 +62,20 @@ import TransferCore
         self.detail = detail
     }
 
+    /// The same for all from there on, when the NIC has not said what failed.
+    mutating func failRest(from sequence: UInt32, _ status: WorkStatus, _ detail: Int32) {
+        guard !hasFailed else { return }
+        fail(from: sequence, status, detail)
+        laterStatus = status
+    }
+
     /// Starts over with a queue pair.
     mutating func reset() {
         posted = 0
         ended = 0
         reported = 0
         hasFailed = false
+        laterStatus = .peerLost
     }
 }
 

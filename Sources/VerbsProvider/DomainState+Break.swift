@@ -25,11 +25,9 @@ extension DomainState {
         connections[number].drainedSince = 0
         let peer = connections[number].peer
         if peers[peer].connection == number { peers[peer].connection = -1 }
-        for unsafe qp in unsafe [connections[number].writes.qp, connections[number].messages.qp] {
-            var attributes = ibv_qp_attr()
-            attributes.qp_state = IBV_QPS_ERR
-            if let qp = unsafe qp { _ = unsafe handles.modify(qp, &attributes, [IBV_QP_STATE]) }
-        }
+        // A device that is gone refuses this; the deadline ends the requests then.
+        _ = setState(IBV_QPS_ERR, of: connections[number].writes)
+        _ = setState(IBV_QPS_ERR, of: connections[number].messages)
         connections[number].cause = status
         connections[number].causeDetail = detail
         watch(number)
@@ -45,7 +43,9 @@ extension DomainState {
     /// Destroys a connection once its requests are back, or once they had their time.
     mutating func serviceDraining(_ number: Int, _ now: UInt64, isQuiet: Bool) {
         let isDrained = connections[number].writes.isDrained && connections[number].messages.isDrained
-        if isDrained, isQuiet, connections[number].drainedSince == 0 { connections[number].drainedSince = now }
+        if isDrained, isQuiet, connections[number].drainedSince == 0 {
+            connections[number].drainedSince = now
+        }
         let since = connections[number].drainedSince
         let isSilent = isDrained && isQuiet && since > 0 && now &- since >= Self.quietNanoseconds
         if isSilent || now >= connections[number].deadline { finish(number) }
@@ -61,8 +61,8 @@ extension DomainState {
             unsharedMessages += Int(connections[number].grantedMessages)
             let (cause, detail) = (connections[number].cause, connections[number].causeDetail)
             let ended = (connections[number].writes.ended, connections[number].messages.ended)
-            connections[number].writes.fail(from: ended.0, cause, detail)
-            connections[number].messages.fail(from: ended.1, cause, detail)
+            connections[number].writes.failRest(from: ended.0, cause, detail)
+            connections[number].messages.failRest(from: ended.1, cause, detail)
             let left = connections[number].writes.posted &- ended.0
             requestsInFlight -= Int(left)
             connections[number].writes.ended = connections[number].writes.posted
@@ -162,7 +162,9 @@ extension DomainState {
         }
         for number in 0..<connections.count { destroyQueues(number) }
         for buffer in 0..<Tuning.datagramSends {
-            if let handle = unsafe datagramHandles[buffer] { _ = unsafe handles.api.pointee.destroy_ah(handle) }
+            if let handle = unsafe datagramHandles[buffer] {
+                _ = unsafe handles.api.pointee.destroy_ah(handle)
+            }
         }
         for index in 0..<peerCount {
             if let handle = unsafe peers[index].handle { _ = unsafe handles.api.pointee.destroy_ah(handle) }

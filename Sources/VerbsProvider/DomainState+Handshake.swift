@@ -98,7 +98,7 @@ extension DomainState {
         unsafe initial.cap.max_send_sge = 1
         unsafe initial.cap.max_inline_data = inlineBytes
         var qp = unsafe handles.api.pointee.create_qp(handles.pd, &initial)
-        if unsafe qp == nil, inlineBytes > 0 {
+        if unsafe qp == nil, inlineBytes > 0, errno == EINVAL {
             // Not every device copies so many bytes into a request.
             inlineBytes = 0
             unsafe initial.cap.max_inline_data = 0
@@ -113,23 +113,30 @@ extension DomainState {
         return 0
     }
 
+    /// Moves a queue pair to a state that needs no more attributes. 0 or an error number.
+    func setState(_ state: ibv_qp_state, of queue: SendQueue) -> Int32 {
+        guard let qp = unsafe queue.qp else { return EINVAL }
+        var attributes = ibv_qp_attr()
+        attributes.qp_state = state
+        return unsafe handles.modify(qp, &attributes, [IBV_QP_STATE])
+    }
+
     /// Brings both queue pairs to INIT, from any state.
-    private mutating func initialize(_ number: Int) -> Int32 {
-        for unsafe qp in unsafe [connections[number].writes.qp, connections[number].messages.qp] {
-            guard let qp = unsafe qp else { return EINVAL }
-            var attributes = ibv_qp_attr()
-            attributes.qp_state = IBV_QPS_RESET
-            var error = unsafe handles.modify(qp, &attributes, [IBV_QP_STATE])
-            guard error == 0 else { return error }
-            attributes.qp_state = IBV_QPS_INIT
-            attributes.port_num = handles.port.port
-            // Both queue pairs are written through: data, and credits.
-            attributes.qp_access_flags = IBV_ACCESS_LOCAL_WRITE.rawValue | IBV_ACCESS_REMOTE_WRITE.rawValue
-            error = unsafe handles.modify(
-                qp, &attributes, [IBV_QP_STATE, IBV_QP_PKEY_INDEX, IBV_QP_PORT, IBV_QP_ACCESS_FLAGS])
-            guard error == 0 else { return error }
-        }
-        return 0
+    private func initialize(_ number: Int) -> Int32 {
+        let error = initialize(connections[number].writes)
+        return error == 0 ? initialize(connections[number].messages) : error
+    }
+
+    private func initialize(_ queue: SendQueue) -> Int32 {
+        let error = setState(IBV_QPS_RESET, of: queue)
+        guard error == 0, let qp = unsafe queue.qp else { return error }
+        var attributes = ibv_qp_attr()
+        attributes.qp_state = IBV_QPS_INIT
+        attributes.port_num = handles.port.port
+        // Both queue pairs are written through: data, and credits.
+        attributes.qp_access_flags = IBV_ACCESS_LOCAL_WRITE.rawValue | IBV_ACCESS_REMOTE_WRITE.rawValue
+        return unsafe handles.modify(
+            qp, &attributes, [IBV_QP_STATE, IBV_QP_PKEY_INDEX, IBV_QP_PORT, IBV_QP_ACCESS_FLAGS])
     }
 
     /// Brings both queue pairs from INIT to where they can receive from `hello`'s and send to them.
@@ -285,7 +292,7 @@ extension DomainState {
         abandon(number)
     }
 
-    private mutating func becomeReady(_ number: Int) {
+    mutating func becomeReady(_ number: Int) {
         connections[number].state = .ready
         peers[connections[number].peer].failedUntil = 0
         statistics.connected += 1

@@ -143,7 +143,9 @@ extension DomainState {
                 unsafe (status, detail, stop) = outcome(&connection.pointee.writes, sequence)
             }
             let first = sequence
-            repeat { sequence &+= 1 } while unsafe sequence != stop
+            repeat {
+                sequence &+= 1
+            } while unsafe sequence != stop
                 && connection.pointee.writes.contexts[Int(sequence & mask)] == context
             emit(context, sequence &- first, status, detail)
         }
@@ -173,7 +175,7 @@ extension DomainState {
         let distance = Int32(bitPattern: sequence &- queue.failedFrom)
         if distance < 0 { return (.success, 0, nearer(queue.failedFrom, queue.ended, from: sequence)) }
         if distance == 0 { return (queue.status, queue.detail, sequence &+ 1) }
-        return (.peerLost, queue.detail, queue.ended)
+        return (queue.laterStatus, queue.detail, queue.ended)
     }
 
     private func nearer(_ left: UInt32, _ right: UInt32, from start: UInt32) -> UInt32 {

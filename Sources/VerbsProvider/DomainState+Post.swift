@@ -35,13 +35,17 @@ extension DomainState {
         _ requests: UnsafeBufferPointer<WorkRequest>, from first: Int, _ number: Int, _ peer: Int
     ) -> (posted: Int, status: WorkStatus, detail: Int32) {
         let connection = unsafe connections.address(number)
-        let room = unsafe min(
-            chain.count, requests.count - first, Int(connection.pointee.writes.room),
-            handles.sizes.requests - requestsInFlight)
+        let queued = unsafe min(
+            Int(connection.pointee.writes.room), handles.sizes.requests - requestsInFlight)
+        let room = unsafe min(queued, min(chain.count, requests.count - first))
         var filled = 0
         while filled < room {
             let request = unsafe requests.baseAddress.unsafelyUnwrapped + (first + filled)
             guard unsafe request.pointee.target.pointee.peer == peer else { break }
+            if unsafe UInt64(bitPattern: Int64(request.pointee.length)) > longestWrite {
+                if filled == 0 { return (0, .outOfRange, 0) }
+                break
+            }
             if unsafe request.pointee.eighths > 0 {
                 guard unsafe takeImmediateCredit(connection, number) else { break }
             }

@@ -17,6 +17,8 @@ extension DomainState {
         let wire = WireImmediate(rawValue: UInt32(bigEndian: unsafe entry.pointee.imm_data))
         page.add(eighths: wire.eighths, to: wire.immediate)
         guard let number = numbers.find(unsafe entry.pointee.qp_num) else { return }
+        // Whoever sends has seen that we can receive.
+        if connections[number].state == .bound { becomeReady(number) }
         connections[number].immediatesReceived &+= 1
         if connections[number].isCreditDue { owe(number) }
     }
@@ -36,6 +38,7 @@ extension DomainState {
         guard let number, unsafe entry.pointee.opcode == IBV_WC_RECV, length <= Limits.messageBytes,
             let output = unsafe output
         else { return }
+        if connections[number].state == .bound { becomeReady(number) }
         let bytes = unsafe UnsafeRawBufferPointer(start: memory.messageReceive(buffer), count: length)
         unsafe (output + outputCount).initialize(
             to: Completion(message: bytes, from: peers[connections[number].peer].engine))
@@ -90,17 +93,16 @@ extension DomainState {
     }
 
     /// Asks to be told when the receives run low.
-    mutating func armLimit() {
+    func armLimit() {
+        unsafe arm(unsafe handles.immediateReceives, handles.sizes.immediateReceives)
+        unsafe arm(unsafe handles.messageReceives, handles.sizes.messageReceives)
+    }
+
+    private func arm(_ srq: UnsafeMutablePointer<ibv_srq>?, _ count: Int) {
+        guard let srq = unsafe srq else { return }
         var attributes = ibv_srq_attr()
-        for unsafe (srq, count) in unsafe [
-            (handles.immediateReceives, handles.sizes.immediateReceives),
-            (handles.messageReceives, handles.sizes.messageReceives),
-        ] {
-            attributes.srq_limit = UInt32(count / 16)
-            guard let srq = unsafe srq else { continue }
-            // A device that cannot tell is as good: the refill does not wait for the event.
-            _ = unsafe handles.api.pointee.modify_srq(
-                srq, &attributes, Int32(bitPattern: IBV_SRQ_LIMIT.rawValue))
-        }
+        attributes.srq_limit = UInt32(count / 16)
+        // A device that cannot tell is as good: the refill does not wait for the event.
+        _ = unsafe handles.api.pointee.modify_srq(srq, &attributes, Int32(bitPattern: IBV_SRQ_LIMIT.rawValue))
     }
 }

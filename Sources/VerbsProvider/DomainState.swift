@@ -14,6 +14,7 @@ import TransferCore
     let engine: UInt64
     let address: NICAddress
     let memory: BufferMemory
+    let longestWrite: UInt64
     /// Bytes that fit into a request, as the first queue pair was granted them.
     var inlineBytes: UInt32
 
@@ -89,6 +90,8 @@ import TransferCore
         self.engine = engine.rawValue
         self.address = address
         self.memory = memory
+        let longest = handles.port.longestMessage
+        longestWrite = longest > 0 ? min(Tuning.longestWrite, longest) : Tuning.longestWrite
         inlineBytes = UInt32(clamping: max(0, options.inlineBytes))
         let length = min(max(1, options.chainLength), 64)
         unsafe chain = unsafe Table(length, repeating: ibv_send_wr())

@@ -13,7 +13,7 @@ public import TransferCore
     public let port: VerbsPort
 
     // SAFETY: allocated in init and freed in deinit; used by one thread at a time (FabricDomain).
-    private let state: UnsafeMutablePointer<DomainState>
+    let state: UnsafeMutablePointer<DomainState>
     private let regions = unsafe Table<UnsafeMutablePointer<ibv_mr>?>(Limits.regions, repeating: nil)
     private let relaxedOrdering: Bool
     private let maximumWriteBytes: UInt64
@@ -67,8 +67,7 @@ public import TransferCore
         relaxedOrdering = options.relaxedOrdering
         self.port = port
         address = own.encoded
-        let longest = port.longestMessage > 0 ? port.longestMessage : Tuning.longestWrite
-        maximumWriteBytes = min(Tuning.longestWrite, longest)
+        maximumWriteBytes = unsafe state.pointee.longestWrite
         let gid = port.isEthernet ? port.choice.gid?.text ?? "?" : "lid \(port.lid)"
         attributes = DomainAttributes(
             provider: "verbs", fabric: port.isEthernet ? "roce" : "infiniband",
@@ -130,7 +129,8 @@ public import TransferCore
         } catch {
             throw TransferError(
                 .unavailable,
-                "\(attributes.name) takes no DMA-BUF (\(error.message)); it needs Linux 5.12 and a driver that can")
+                "\(attributes.name) takes no DMA-BUF (\(error.message)); it needs Linux 5.12 and a driver that can"
+            )
         }
     }
 
@@ -178,7 +178,8 @@ public import TransferCore
         let other = remote.nics[nic]
         guard other.fabric == attributes.fabric else {
             throw TransferError(
-                .unreachable, "\(attributes.name) speaks \(attributes.fabric), the peer's NIC \(other.fabric)")
+                .unreachable, "\(attributes.name) speaks \(attributes.fabric), the peer's NIC \(other.fabric)"
+            )
         }
         guard let address = unsafe NICAddress(other.address.span.bytes),
             address.isEthernet == port.isEthernet, other.key <= UInt64(UInt32.max)
@@ -235,6 +236,11 @@ public import TransferCore
 
     /// What the domain has been through. From the thread that polls.
     public var statistics: VerbsStatistics { unsafe state.pointee.statistics }
+
+    /// Where the peer of a connection tells what it has taken, for tests that stand in for the peer.
+    package func creditWord(_ connection: Int) -> UnsafeMutableRawPointer {
+        unsafe state.pointee.memory.incomingCredit(connection)
+    }
 
     /// Moves the clock that handshakes go by, for tests.
     package func advanceClock(by nanoseconds: UInt64) { unsafe state.pointee.clockSkew &+= nanoseconds }

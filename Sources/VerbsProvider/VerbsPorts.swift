@@ -40,11 +40,13 @@ public enum VerbsProvider {
     /// What is there, or what is missing and what to install; for people.
     public static var status: String {
         guard unsafe te_verbs_load() != nil else {
-            return "\(unsafe String(cString: te_verbs_load_error())); apt-get install libibverbs1 ibverbs-providers"
+            return
+                "\(unsafe String(cString: te_verbs_load_error())); apt-get install libibverbs1 ibverbs-providers"
         }
         let count = ports().count
         if count > 0 { return "libibverbs, \(count) ports" }
-        return "libibverbs, no RDMA device: load its kernel driver (mlx5_ib), or 'rdma link add' for soft-RoCE"
+        return
+            "libibverbs, no RDMA device: load its kernel driver (mlx5_ib), or 'rdma link add' for soft-RoCE"
     }
 
     /// All ports of all devices; empty when there are none.
@@ -67,7 +69,8 @@ enum VerbsSelection {
     static func ports(_ api: UnsafePointer<te_verbs_api>, _ options: VerbsOptions) -> [VerbsPort] {
         unsafe withDevices(api) { devices in
             var found: [VerbsPort] = []
-            for unsafe device in unsafe devices {
+            for index in 0..<devices.count {
+                let device = unsafe devices[index]
                 guard let context = unsafe api.pointee.open_device(device) else { continue }
                 unsafe found += query(api, context, name(api, device), options)
                 _ = unsafe api.pointee.close_device(context)
@@ -83,7 +86,8 @@ enum VerbsSelection {
     ) throws(TransferError) -> Choice {
         var reasons: [String] = []
         let choice: Choice? = unsafe withDevices(api) { devices in
-            for unsafe device in unsafe devices {
+            for index in 0..<devices.count {
+                let device = unsafe devices[index]
                 let name = unsafe name(api, device)
                 if let wanted = options.device, wanted != name {
                     reasons.append("\(name) is another device")
@@ -92,7 +96,8 @@ enum VerbsSelection {
                 guard let context = unsafe api.pointee.open_device(device) else {
                     let error = errno
                     reasons.append(
-                        "\(name) cannot be opened: \(VerbsError.text(error)); allow access to /dev/infiniband")
+                        "\(name) cannot be opened: \(VerbsError.text(error)); allow access to /dev/infiniband"
+                    )
                     continue
                 }
                 for port in unsafe query(api, context, name, options) {

@@ -19,7 +19,7 @@ struct PointToPoint: ParsableCommand {
 
     enum Reference: String, ExpressibleByArgument { case limits, none }
 
-    @Option(help: "shm, tcp, tcp;ofi_rxm, lf-shm (libfabric's), efa, verbs;ofi_rxm")
+    @Option(help: "shm, tcp, verbs, tcp;ofi_rxm, lf-shm (libfabric's), efa, verbs;ofi_rxm")
     var provider = "shm"
     @Option(help: "measure the machine's limits beside each row: limits or none")
     var against = Reference.limits

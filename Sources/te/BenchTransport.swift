@@ -5,16 +5,36 @@ internal import TransferEngine
 #endif
 internal import SharedMemoryProvider
 
+#if Verbs
+    internal import VerbsProvider
+#endif
+
 /// The NICs of an engine for a provider named on the command line.
 ///
 /// `nics` is a list such as `127.0.0.1,127.0.0.2` or `eth0@1000,eth1@2000` (interface or address, speed in Mbit/s); empty
-/// is the provider's own choice, and for tcp the loopback addresses from 127.0.0.1 on.
+/// is the provider's own choice, for tcp the loopback addresses from 127.0.0.1 on, and for verbs all devices in turn.
 func makeNICs(
     provider: String, count: Int, nics: String, callerMemory: SharedMemoryOptions.CallerMemory
 ) throws(TransferError) -> [Configuration.NIC] {
     if provider == "shm" {
         return Array(repeating: .sharedMemory(SharedMemoryOptions(callerMemory: callerMemory)), count: count)
     }
+    #if Verbs
+        if provider == "verbs" {
+            var names = nics.split(separator: ",").map(String.init)
+            if names.isEmpty {
+                let ports = VerbsProvider.ports().filter { $0.problem == nil }
+                guard !ports.isEmpty else { throw TransferError(.unavailable, VerbsProvider.status) }
+                names = (0..<count).map { ports[$0 % ports.count].device }
+            }
+            return names.map { name in
+                let parts = name.split(separator: "@").map(String.init)
+                var options = VerbsOptions(device: parts.first)
+                options.megabitsPerSecond = parts.count > 1 ? UInt32(parts[1]) : nil
+                return .verbs(options)
+            }
+        }
+    #endif
     #if Libfabric
         var names = nics.split(separator: ",").map(String.init)
         if names.isEmpty {

@@ -7,6 +7,9 @@ internal import TransferEngine
 #if Libfabric
     internal import LibfabricProvider
 #endif
+#if Verbs
+    internal import VerbsProvider
+#endif
 
 /// `te info`.
 struct Info: ParsableCommand {
@@ -22,6 +25,10 @@ struct Info: ParsableCommand {
         finish(&report)
         nics(&report)
         finish(&report)
+        #if Verbs
+            gids(&report)
+            finish(&report)
+        #endif
         system(&report)
         finish(&report)
     }
@@ -52,7 +59,22 @@ struct Info: ParsableCommand {
                 "libfabric", "not built", "this program was built without it",
                 "build with the trait Libfabric")
         #endif
-        add("verbs", "not built yet", "NICs driven without libfabric")
+        #if Verbs
+            let ports = VerbsProvider.ports()
+            if ports.contains(where: { $0.problem == nil }) {
+                add("verbs", "ready", VerbsProvider.status)
+            } else if VerbsProvider.isLoaded {
+                add(
+                    "verbs", "no device", VerbsProvider.status,
+                    ports.first?.problem ?? "load the driver of the NIC; see 'ibv_devinfo' (ibverbs-utils)")
+            } else {
+                add(
+                    "verbs", "missing", VerbsProvider.status,
+                    "apt-get install libibverbs1 ibverbs-providers")
+            }
+        #else
+            add("verbs", "not built", "this program was built without it", "build with the trait Verbs")
+        #endif
         add("sim", "ready", "a simulated network, for tests")
     }
 
@@ -70,7 +92,33 @@ struct Info: ParsableCommand {
                 add(nic.provider, nic.name, nic.fabric, nic.address, Int(nic.megabitsPerSecond))
             }
         #endif
+        #if Verbs
+            for port in VerbsProvider.ports() {
+                let address = port.choice.gid.map { port.isEthernet ? $0.text : "lid \(port.lid)" }
+                add(
+                    "verbs", "\(port.device) port \(port.port)", port.isEthernet ? "roce" : "infiniband",
+                    address ?? port.problem ?? "-", Int(port.megabitsPerSecond))
+            }
+        #endif
     }
+
+    #if Verbs
+        /// Every address of every RDMA port, and why it is or is not the one that is used.
+        private func gids(_ report: inout Report) {
+            for port in VerbsProvider.ports() {
+                for (gid, verdict) in zip(port.gids, port.choice.verdicts) {
+                    report.add([
+                        ("kind", .text("gid")), ("device", .text(port.device)),
+                        ("port", .integer(Int(port.port))),
+                        ("state", .text(port.isActive ? "active" : "down")),
+                        ("mtu", .integer(port.mtuBytes)), ("index", .integer(gid.index)),
+                        ("type", .text(gid.kind.rawValue)), ("address", .text(gid.text)),
+                        ("verdict", .text(verdict)),
+                    ])
+                }
+            }
+        }
+    #endif
 
     // MARK: System
 

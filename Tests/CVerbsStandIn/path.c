@@ -172,7 +172,8 @@ static void deliver(struct te_standin *network, const struct datagram *datagram)
 static void send_datagram(struct te_standin *network, const struct datagram *datagram) {
     struct te_standin_books *books = &network->books;
     books->datagrams++;
-    if (books->lose_datagrams || (books->lose_every && books->datagrams % books->lose_every == 0)) {
+    network->chance = network->chance * 6364136223846793005u + 1442695040888963407u;
+    if (books->lose_datagrams || (network->chance >> 33) % 100 < books->lose_percent) {
         if (books->lose_datagrams) books->lose_datagrams--;
         books->datagrams_dropped++;
         return;

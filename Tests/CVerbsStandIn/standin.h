@@ -34,6 +34,7 @@ struct te_standin {
     int device_count, is_ethernet;
     struct datagram held[HELD];
     int held_count;
+    uint64_t chance;
     struct te_standin *next;
 };
 

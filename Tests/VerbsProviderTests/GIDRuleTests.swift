@@ -7,7 +7,9 @@ import Testing
         if text.contains(".") {
             bytes[10] = 0xFF
             bytes[11] = 0xFF
-            for (place, part) in text.split(separator: ".").enumerated() { bytes[12 + place] = UInt8(part) ?? 0 }
+            for (place, part) in text.split(separator: ".").enumerated() {
+                bytes[12 + place] = UInt8(part) ?? 0
+            }
         } else {
             for (place, part) in text.split(separator: ":").enumerated() {
                 let word = UInt16(part, radix: 16) ?? 0

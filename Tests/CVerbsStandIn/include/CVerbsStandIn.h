@@ -25,8 +25,8 @@ struct te_standin_books {
     uint64_t record_count;
 
     // Asked for.
-    /// The next so many datagrams are lost, or every one whose number modulo `lose_every` is 0, or come twice.
-    uint64_t lose_datagrams, lose_every, double_datagrams;
+    /// The next so many datagrams are lost; a share of all is lost, by chance but the same in every run; all come twice.
+    uint64_t lose_datagrams, lose_percent, double_datagrams;
     /// Datagrams are kept until `te_standin_release`.
     int hold_datagrams;
     /// Requests of reliable connections are kept until `te_standin_run`.
