@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
 RIG ?= qemu
-RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils perftest \
-  libfabric-bin python3
+RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils perftest libfabric-bin \
+  python3
 RIG_PACKAGES_qemu := qemu-system-x86
 RIG_PACKAGES_uml := gcc libc6-dev make flex bison bc binutils
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -49,6 +49,7 @@ test: setup lint
 # On soft-RoCE, in a guest: docs/rdma-rig.md. RIG=uml takes user-mode Linux, TESTS=words only the tests that are named so.
 setup-rdma:
 	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) $(RIG_PACKAGES) $(RIG_PACKAGES_$(RIG))"
+	@apt-cache show linux-image-amd64 >/dev/null 2>&1 || $(SUDO) apt-get update -qq
 
 test-rdma: setup-rdma
 	swift build --build-tests

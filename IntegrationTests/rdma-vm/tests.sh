@@ -23,6 +23,7 @@ one uml  240 conformance verbs rxa0
 one uml  240 conformance verbs rxa0,rxb0
 one any  240 conformance verbs rxa0,rxb0,rxa1,rxb1
 one qemu 120 conformance verbsRxm 10.1.0.10,10.1.0.20 /(barriers|badDescriptors|countAfterData|immediates|messages)
+one any   90 demo 1,4
 one any   40 transfer verbs 1 1
 one any   40 transfer verbs 4 4
 one any   40 transfer verbs 1 4
@@ -145,6 +146,12 @@ perftest() {
 conformance() { # verbs|verbsRxm DEVICES|ADDRESSES [TESTS]
   TE_CONFORMANCE=$1 TE_REQUIRE_VERBS=1 TE_VERBS_DEVICES=$2 TE_RXM_ADDRESSES=$2 \
     "$clone/.build/debug/transfer-enginePackageTests.xctest" --testing-library swift-testing --filter "ConformanceTests${3:-}"
+}
+
+# The program that everybody can run: a file to three other processes, its digest compared.
+demo() { # NICS
+  head -c 4M /dev/urandom > file
+  "$clone/.build/release/te" demo --quick --transports verbs --nics "$1" --file "$PWD/file"
 }
 
 # Every byte and every count, with some NICs here and some there; twice with the same engines.
