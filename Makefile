@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
 RIG ?= qemu
-RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils librdmacm-dev perftest libfabric-bin \
+RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils perftest libfabric-bin \
   python3
 RIG_PACKAGES_qemu := qemu-system-x86
 RIG_PACKAGES_uml := gcc libc6-dev make flex bison bc binutils

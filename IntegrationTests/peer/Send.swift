@@ -108,20 +108,38 @@ private final class SenderSession {
             let round = Round(report.rounds + 1, byteCount: options.bytes, session: session)
             round.fill(source.bytes)
             channel.send("round \(round.number) \(options.deadline)")
-            _ = try channel.receive("ready", within: 20)
+            _ = try answer("ready", channel, source, remote)
             try finish(try submit(round, from: source, to: remote))
-            try confirm(channel, count: round.count, &report)
+            try confirm(answer("arrived", channel, source, remote), count: round.count, &report)
             report.rounds += 1
             if isFirst, report.rounds == 1 { say("{\"role\": \"send\", \"event\": \"running\"}") }
         }
         report.seconds = monotonicSeconds()
         channel.send("last \(options.deadline)")
-        _ = try channel.receive("ready", within: 20)
+        _ = try answer("ready", channel, source, remote)
         try finish([
             try engine.write(
                 from: source, byteCount: Round.pageBytes, to: remote, immediate: Round.lastImmediate)
         ])
-        try confirm(channel, count: 1, &report)
+        try confirm(answer("arrived", channel, source, remote), count: 1, &report)
+    }
+
+    /// The words after `word` in the receiver's answer. While there is none, writes show whether it is still reached: the
+    /// error of the library is the one to tell.
+    private func answer(
+        _ word: String, _ channel: Channel, _ source: MemoryRegion, _ remote: RemoteMemory
+    ) throws(TransferError) -> [Substring] {
+        let end = monotonicSeconds() + Double(options.deadline) + 5
+        while monotonicSeconds() < end {
+            if let words = try channel.receive(within: 1) {
+                guard words.first == word[...] else {
+                    throw TransferError(.providerFailed, "\(word) expected: " + words.joined(separator: " "))
+                }
+                return Array(words.dropFirst())
+            }
+            try engine.wait(for: engine.write(from: source, byteCount: Round.pageBytes, to: remote))
+        }
+        throw TransferError(.stalled, "the receiver is reached, but it does not answer (\(word))")
     }
 
     private func submit(
@@ -161,16 +179,17 @@ private final class SenderSession {
         if let failure { throw failure }
     }
 
-    private func confirm(_ channel: Channel, count: Int, _ report: inout Report) throws(TransferError) {
-        try arrived(channel, &report)
+    private func confirm(
+        _ words: [Substring], count: Int, _ report: inout Report
+    ) throws(TransferError) {
+        note(words, &report)
         report.expected = count
         guard report.counted == count else {
             throw TransferError(.stalled, "the receiver counted \(report.counted ?? 0) of \(count)")
         }
     }
 
-    private func arrived(_ channel: Channel, _ report: inout Report) throws(TransferError) {
-        let words = try channel.receive("arrived", within: Double(options.deadline) + 5)
+    private func note(_ words: [Substring], _ report: inout Report) {
         report.counted = words.first.flatMap { Int($0) }
         report.isDataRight = report.isDataRight && words.last == "right"
     }
@@ -180,7 +199,7 @@ private final class SenderSession {
         let hasFailed = report.error != nil
         let counted = report.counted
         channel.send("end")
-        try arrived(channel, &report)
+        try note(channel.receive("arrived", within: 3), &report)
         if !hasFailed {
             report.surplus = report.counted ?? 0
             report.counted = counted

@@ -61,6 +61,14 @@ rdma_host() { # 1 or 2
   done
 }
 
+# The kind of this guest, or, on the host, of those to be started.
+rdma_kind() {
+  case $(< /proc/cmdline) in
+    *rig_out=*) echo uml ;;
+    *) echo "${RIG:-qemu}" ;;
+  esac
+}
+
 # Commands the wire of two guests (see `pair`), and prints its answer.
 wire() {
   echo "$*" > /out/wire.new

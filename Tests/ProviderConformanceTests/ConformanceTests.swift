@@ -88,7 +88,7 @@ import TransferEngine
     /// Where a refusal ends the connection, what follows may fail too; here it does not.
     @Test(
         .timeLimit(.minutes(5)),
-        arguments: Fabric.allCases.filter { ["simulated", "sharedMemory", "tcp"].contains($0.rawValue) })
+        arguments: Fabric.allCases.filter { ["simulated", "tcp"].contains($0.rawValue) })
     func manyRefused(_ fabric: Fabric) throws { check(try ErrorChecks.manyRefused(make(fabric))) }
 
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func forgedDescriptors(_ fabric: Fabric) throws
