@@ -60,7 +60,7 @@ setup-rdma:
 test-rdma: setup-rdma
 	swift build --build-tests
 	swift build -c release
-	RIG=$(RIG) IntegrationTests/rdma-vm/suite $(TESTS)
+	RIG=$(RIG) IntegrationTests/rdma-vm/suite "$(TESTS)"
 
 rdma-shell: setup-rdma
 	RIG=$(RIG) IntegrationTests/rdma-vm/run -i -n 4 -t 86400

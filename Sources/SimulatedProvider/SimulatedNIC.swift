@@ -1,9 +1,9 @@
 /// What one simulated NIC is like. All times are virtual nanoseconds.
 ///
 /// The transmit side sends packets one after another at `megabitsPerSecond`: those to one target in the order in which
-/// they were posted, and of different targets in turn. The receive side of the target takes in at most its own `megabitsPerSecond`, in
-/// order of arrival. In between lies a wire without limits, which delays each packet by `latencyNanoseconds`
-/// and a random part.
+/// they were posted, and of different targets in turn. The receive side of the target takes in at most its own
+/// `megabitsPerSecond`, in order of arrival. In between lies a wire without limits, which delays each packet by
+/// `latencyNanoseconds` and a random part.
 public struct SimulatedNIC: Hashable, Sendable {
     /// For people; need not be unique.
     public var name: String

@@ -1,5 +1,5 @@
-import CVerbs
-import TransferCore
+internal import CVerbs
+internal import TransferCore
 
 /// Another domain that this one talks to.
 @safe struct Peer {

@@ -1,6 +1,6 @@
-import CVerbs
-import Glibc
-import TransferCore
+internal import CVerbs
+internal import Glibc
+internal import TransferCore
 
 // The ends of connections. Whatever ends one, each request in flight ends exactly once, and not before the NIC is
 // through with it: the queue pairs go to the error state, their requests come back, then the queue pairs are destroyed.

@@ -1,5 +1,5 @@
-import CVerbs
-import TransferCore
+internal import CVerbs
+internal import TransferCore
 
 // Datagrams of the handshake: what is sent may be lost, so nobody waits for it.
 extension DomainState {

@@ -1,6 +1,6 @@
-import CVerbs
-import Glibc
-import TransferCore
+internal import CVerbs
+internal import Glibc
+internal import TransferCore
 
 // Connections come to be over unreliable datagrams. Both sides run the same rules, whoever begins; a datagram may be lost,
 // late or doubled. A side echoes the peer's attempt once its own queue pairs can receive from that attempt, and uses

@@ -1,5 +1,5 @@
-import CVerbs
-import TransferCore
+internal import CVerbs
+internal import TransferCore
 
 extension DomainState {
     // MARK: Poll

@@ -1,6 +1,6 @@
-import CVerbs
-import Synchronization
-import TransferCore
+internal import CVerbs
+internal import Synchronization
+internal import TransferCore
 
 // From requests to the NIC. No allocation, no lock.
 extension DomainState {

@@ -1,5 +1,5 @@
-import CVerbs
-import TransferCore
+internal import CVerbs
+internal import TransferCore
 
 // Receives: immediates consume receives without memory, messages consume buffers. Each peer is granted a share of both and
 // hears of what was taken only after the NIC has been given as many new ones, so neither runs dry while the shares

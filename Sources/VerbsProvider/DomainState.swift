@@ -1,7 +1,7 @@
-import CPlatform
-import CVerbs
-import Synchronization
-import TransferCore
+internal import CPlatform
+internal import CVerbs
+internal import Synchronization
+internal import TransferCore
 
 /// Everything that the data path of a domain touches: plain memory at fixed places, used by one thread at a time.
 ///
@@ -245,20 +245,23 @@ import TransferCore
 
 /// What a domain has been through, for people and tests.
 public struct VerbsStatistics: Hashable, Sendable {
-    /// Connections that became usable, and that broke.
+    /// Connections that became usable.
     public var connected = 0
+    /// Connections that broke.
     public var broken = 0
     /// Handshakes that passed their deadline or were refused.
     public var handshakesFailed = 0
-    /// Handshake datagrams sent, and received ones that were not understood or were late.
+    /// Handshake datagrams sent.
     public var datagramsSent = 0
+    /// Handshake datagrams received that were not understood or were late.
     public var datagramsIgnored = 0
     /// Completions that belong to no request; more than 0 is a defect of a driver.
     public var strayCompletions = 0
     /// Times that the receives for immediates or messages ran low.
     public var lowReceives = 0
-    /// Asynchronous events by what they ended in.
+    /// Asynchronous events about the port.
     public var portEvents = 0
+    /// Asynchronous events that ended a queue pair or the device.
     public var fatalEvents = 0
     /// Whether the port is up, as far as events told.
     public var isPortUp = true

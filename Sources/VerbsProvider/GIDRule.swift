@@ -7,6 +7,7 @@ public struct VerbsGID: Hashable, Sendable {
     public var index: Int
     /// 16 bytes, in network order.
     public var bytes: [UInt8]
+    /// How packets with this address travel.
     public var kind: Kind
 
     public init(index: Int, bytes: [UInt8], kind: Kind) {
@@ -40,6 +41,7 @@ public struct VerbsGID: Hashable, Sendable {
 public enum GIDRule {
     /// The entry to use, and a sentence about it and about each one that was not taken.
     public struct Choice: Hashable, Sendable {
+        /// The entry, or nil when none fits.
         public var gid: VerbsGID?
         /// Why `gid` was chosen, or why there is none.
         public var reason: String

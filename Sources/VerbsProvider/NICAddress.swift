@@ -1,4 +1,4 @@
-import TransferCore
+internal import TransferCore
 
 /// Where a domain is reached: 40 bytes, little-endian, in descriptors and in handshakes.
 ///

@@ -1,5 +1,5 @@
 package import CVerbs
-import Glibc
+internal import Glibc
 public import TransferCore
 
 /// One port of an RDMA NIC, driven through libibverbs: reliable connections over RoCE v2 or InfiniBand.

@@ -1,6 +1,6 @@
-import CVerbs
-import Glibc
-import TransferCore
+internal import CVerbs
+internal import Glibc
+internal import TransferCore
 
 /// The open objects of libibverbs that live as long as the domain, in the order in which they depend on each other.
 @safe struct VerbsHandles {

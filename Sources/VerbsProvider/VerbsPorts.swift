@@ -1,6 +1,6 @@
-import CVerbs
-import Glibc
-import TransferCore
+internal import CVerbs
+internal import Glibc
+internal import TransferCore
 
 /// A port of an RDMA device: what it has, and what would be used.
 public struct VerbsPort: Hashable, Sendable {
