@@ -148,18 +148,13 @@ extension DomainState {
         outputCapacity = 0
         for number in 0..<connections.count {
             switch connections[number].state {
-            case .bound, .ready: sendAbout(number, .goodbye)
+            case .bound, .ready:
+                waitForDatagrams(toLeave: 1)
+                sendAbout(number, .goodbye)
             case .free, .calling, .draining: break
             }
         }
-        let end = now &+ Tuning.farewell
-        while freeDatagrams.count < Tuning.datagramSends, !isGone, now < end {
-            let count = Int(unsafe ibv_poll_cq(handles.cq, Int32(entries.count), entries.address(0)))
-            for index in 0..<max(0, count) {
-                let id = WorkID(rawValue: entries[index].wr_id)
-                if id.kind == .datagramSend { finishDatagram(id.buffer) }
-            }
-        }
+        waitForDatagrams(toLeave: Tuning.datagramSends)
         for number in 0..<connections.count { destroyQueues(number) }
         for buffer in 0..<Tuning.datagramSends {
             if let handle = unsafe datagramHandles[buffer] {
@@ -172,5 +167,17 @@ extension DomainState {
         drainChannel()
         handles.close()
         deallocate()
+    }
+
+    /// Waits a moment until so many buffers for datagrams are free. What else has come is dropped: the domain closes.
+    private mutating func waitForDatagrams(toLeave free: Int) {
+        let end = now &+ Tuning.farewell
+        while freeDatagrams.count < free, !isGone, now < end {
+            let count = unsafe Int(ibv_poll_cq(handles.cq, Int32(entries.count), entries.address(0)))
+            for index in 0..<max(0, count) {
+                let id = WorkID(rawValue: entries[index].wr_id)
+                if id.kind == .datagramSend { finishDatagram(id.buffer) }
+            }
+        }
     }
 }

@@ -49,6 +49,36 @@ import TransferCore
         }
     }
 
+    /// A side that can receive does not know that the other one can, until it is told.
+    @Test func nothingIsSentBeforeThePeerCanReceive() throws {
+        let (network, a, b) = try Network.pair()
+        _ = unsafe try a.attach(b)
+        network.books.lose_percent = 100
+        b.poll()
+        #expect(b.connections(.bound).count == 1, "A's hello was on its way, B's answer is lost")
+        let back = unsafe try b.attach(a)
+        #expect(unsafe b.post(0..<1, to: back).status == .again)
+        #expect(unsafe b.send([1], to: back, context: 1).status == .again)
+        network.books.lose_percent = 0
+        #expect(network.run { unsafe b.post(0..<1, to: back).accepted == 1 })
+        #expect(network.run { b.statuses[0] == .success && a.count(of: 1) == 1 })
+        #expect(b.statistics.broken == 0)
+    }
+
+    /// What has come through a connection proves that the peer is ready, if its datagrams are lost.
+    @Test func arrivalsMakeReady() throws {
+        let (network, a, b) = try Network.pair()
+        let there = unsafe try a.attach(b)
+        b.poll()
+        // A hears B's answer and is ready; B does not hear that.
+        network.books.lose_percent = 100
+        a.poll()
+        #expect(a.isReady && !b.isReady)
+        #expect(unsafe a.post(0..<1, to: there).accepted == 1)
+        b.poll()
+        #expect(b.isReady && b.count(of: 1) == 1)
+    }
+
     @Test func doubledAndReorderedDatagrams() throws {
         for backwards in [0, 1] as [Int32] {
             let (network, a, b) = try Network.pair()
