@@ -86,12 +86,6 @@ import TransferEngine
         check(try ErrorChecks.deregistered(make(fabric)))
     }
 
-    /// Where a refusal ends the connection, what follows may fail too; here it does not.
-    @Test(
-        .timeLimit(.minutes(5)),
-        arguments: Fabric.allCases.filter { ["simulated", "tcp"].contains($0.rawValue) })
-    func manyRefused(_ fabric: Fabric) throws { check(try ErrorChecks.manyRefused(make(fabric))) }
-
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func damagedDescriptors(_ fabric: Fabric)
         throws
     {
