@@ -52,6 +52,7 @@ test: setup lint
 	swift build -c release --product te
 	$(TE) demo --quick
 	swift run --package-path examples/push push
+	$(MAKE) test-rdma
 
 # On soft-RoCE, in a guest: docs/rdma-rig.md. RIG=uml takes user-mode Linux, TESTS=words only the tests that are named so.
 setup-rdma:

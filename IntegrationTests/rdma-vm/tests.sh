@@ -13,17 +13,18 @@ clone=$(readlink -f "$here/../..")
 . "$here/guest.sh"
 
 # Place (one guest with four pairs of NICs, or two guests with two NICs each), kind of guest, deadline, function and arguments.
-# rxm is libfabric's "verbs;ofi_rxm". On user-mode Linux it takes longer to connect than the provider has patience.
+# rxm is libfabric's "verbs;ofi_rxm". On user-mode Linux it takes longer to connect than the provider has patience; so does
+# te demo, whose four processes never sleep, on QEMU's two slow processors.
 plan() { # [WORDS]
   awk -v kind="$(rdma_kind)" '$2 == "any" || $2 == kind' << 'PLAN' | grep -e "^[a-z]* *[a-z]* *[0-9]* .*${1:-}"
 one any   20 devices 8
-one any   40 pingpong
+one any   60 pingpong
 one any   40 perftest
 one uml  240 conformance verbs rxa0
 one uml  240 conformance verbs rxa0,rxb0
 one any  240 conformance verbs rxa0,rxb0,rxa1,rxb1
 one qemu 120 conformance verbsRxm 10.1.0.10,10.1.0.20 /(barriers|badDescriptors|countAfterData|immediates|messages)
-one any   90 demo 1,2
+one uml   90 demo 1,2
 one any   40 transfer verbs 1 1
 one any   40 transfer verbs 4 4
 one any   40 transfer verbs 1 4
@@ -64,7 +65,7 @@ transports="verbs rxm"
 
 # libfabric's verbs asks for longer queues than soft-RoCE has, unless told otherwise. And unless its cache of registrations
 # is off, peers can write into memory after it was deregistered.
-export FI_UNIVERSE_SIZE=16 FI_OFI_RXM_MSG_TX_SIZE=64 FI_OFI_RXM_MSG_RX_SIZE=64 FI_MR_CACHE_MAX_COUNT=0
+export FI_UNIVERSE_SIZE=16 FI_OFI_RXM_MSG_TX_SIZE=64 FI_OFI_RXM_MSG_RX_SIZE=64
 
 # The options that name the NICs of side a or b for te-peer: nics TRANSPORT SIDE FIRST COUNT
 nics() {
@@ -143,10 +144,14 @@ perftest() {
   wait $server
 }
 
-# The suite that every provider has to pass, in one process: all engines have the NICs named here.
+# The suite that every provider has to pass, in one process: all engines have the NICs named here. Sixty-four peers reserve
+# more than the 512 GiB of addresses that a process has on user-mode Linux.
 conformance() { # verbs|verbsRxm DEVICES|ADDRESSES [TESTS]
+  local skipped=()
+  [ "$(rdma_kind)" = qemu ] || skipped=(--skip sixtyFourPeers)
   TE_CONFORMANCE=$1 TE_REQUIRE_VERBS=1 TE_VERBS_DEVICES=$2 TE_RXM_ADDRESSES=$2 \
-    "$clone/.build/debug/transfer-enginePackageTests.xctest" --testing-library swift-testing --filter "ConformanceTests${3:-}"
+    "$clone/.build/debug/transfer-enginePackageTests.xctest" --testing-library swift-testing \
+    --filter "ConformanceTests${3:-}" "${skipped[@]}" 2>&1 | grep -v -e ' started\.' -e ' passed after .* seconds\.$'
 }
 
 # The program that everybody can run: a file to three other processes, its digest compared.

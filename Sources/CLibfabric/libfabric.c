@@ -31,6 +31,8 @@ static void load(void) {
     setenv("FI_OFI_RXM_BUFFER_SIZE", "67584", 0);
     // So many buffers it posts for each endpoint. With its default of 4096 an endpoint takes 280 MB, with this 70.
     setenv("FI_OFI_RXM_MSG_RX_SIZE", "128", 0);
+    // With its cache of registrations verbs keeps memory open to peers after it was deregistered.
+    setenv("FI_MR_CACHE_MAX_COUNT", "0", 0);
     void *handle = dlopen("libfabric.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
         const char *why = dlerror();

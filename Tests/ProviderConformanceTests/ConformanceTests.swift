@@ -85,12 +85,6 @@ import TransferEngine
         check(try ErrorChecks.deregistered(make(fabric), alsoRefusedBy: refusals))
     }
 
-    /// Where a refusal ends the connection, what follows may fail too; here it does not.
-    @Test(
-        .timeLimit(.minutes(5)),
-        arguments: Fabric.allCases.filter { ["simulated", "tcp"].contains($0.rawValue) })
-    func manyRefused(_ fabric: Fabric) throws { check(try ErrorChecks.manyRefused(make(fabric))) }
-
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func forgedDescriptors(_ fabric: Fabric) throws
     {
         check(try ErrorChecks.forgeries(make(fabric)))

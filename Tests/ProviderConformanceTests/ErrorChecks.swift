@@ -105,37 +105,6 @@ enum ErrorChecks {
         return findings
     }
 
-    /// More writes with a wrong key than a NIC takes at once: those that were pushed back fail too, and nothing of them is
-    /// left when later writes use their places.
-    static func manyRefused(_ make: MakeCluster) throws -> Findings {
-        var findings = Findings()
-        let cluster = try make([1, 1])
-        let engine = cluster.engines[0]
-        let source = try cluster.memory(0, 4096)
-        let target = try cluster.memory(1, 4096)
-        let count = 3000
-        func writeAll(_ remote: RemoteMemory, _ immediate: Immediate) throws -> [TransferError] {
-            try (0..<count).map { _ in
-                try engine.write(
-                    from: source, byteCount: 64, to: remote, immediate: immediate, timeout: .seconds(20)
-                ) { _ in }
-            }.compactMap { cluster.finish($0, of: 0) }
-        }
-        var wrong = cluster.engines[1].descriptor(of: target)
-        wrong.secret ^= 1
-        for nic in wrong.nics.indices { wrong.nics[nic].key ^= 0x5555 }
-        let refused = try writeAll(engine.attach(wrong), 1)
-        findings.require(!refused.isEmpty, "no write with a wrong key failed")
-        let failed = try writeAll(cluster.attach(target, of: 1, to: 0), 2)
-        findings.require(
-            failed.isEmpty, "\(failed.count) writes failed after others had: \(failed.prefix(1))")
-        let counted = cluster.run(seconds: 20) { cluster.engines[1].count(of: 2) >= count }
-        cluster.settle()
-        let number = cluster.engines[1].count(of: 2)
-        findings.require(counted && number == count, "\(number) of \(count) writes were counted")
-        return findings
-    }
-
     /// A region that was deregistered after it was attached, while its memory lives on; and its place used again.
     static func deregistered(
         _ make: MakeCluster, alsoRefusedBy others: [TransferError.Code]
