@@ -7,12 +7,13 @@ extension DomainState {
     /// Allocates everything that the data path will ever need and posts the receive buffers.
     init(
         handles: FabricHandles, options: LibfabricOptions, page: TargetPage, engine: EngineID,
-        writeFlags: UInt64, address: [UInt8], nic: String
+        writeFlags: UInt64, countsWrites: Bool, address: [UInt8], nic: String
     ) throws(TransferError) {
         self.handles = handles
         self.page = page
         self.engine = engine.rawValue
         self.writeFlags = writeFlags
+        self.countsWrites = countsWrites
         frames = options.frames
         isHardware = options.isHardware
         frameBytes = options.frames ? Tuning.frameBytes : Tuning.messageFrameBytes

@@ -66,6 +66,11 @@ extension DomainState {
     @inline(__always) private mutating func handle(_ entry: UnsafeMutablePointer<fi_cq_data_entry>) {
         let flags = entry.pointee.flags
         if flags & FI_REMOTE_CQ_DATA != 0 && flags & FI_RECV == 0 {
+            let counted = CountedWrite(rawValue: entry.pointee.data)
+            if counted.isCounted {
+                count(counted)
+                if !counted.hasImmediate { return }
+            }
             let wire = WireImmediate(rawValue: UInt32(truncatingIfNeeded: entry.pointee.data))
             page.add(eighths: wire.eighths, to: wire.immediate)
             return
@@ -89,6 +94,10 @@ extension DomainState {
         let peer = peers + Int(slot.pointee.peer)
         peer.pointee.writes -= 1
         peer.pointee.isLost = false
+        if slot.pointee.isCounted {
+            pushWrite(number)
+            return
+        }
         if slot.pointee.eighths == 0 {
             emit(Completion(context: slot.pointee.context, count: 1))
             pushWrite(number)
@@ -119,8 +128,15 @@ extension DomainState {
         if number < Self.firstFrame {
             writesInFlight -= 1
             peers[Int(index)].writes -= 1
-            emit(Completion(context: slot.pointee.context, count: 1, status: status, detail: detail))
             pushWrite(number)
+            if slot.pointee.isCounted {
+                // Its record ends it, together with all that came after the connection broke.
+                if slot.pointee.epoch == peers[Int(index)].epoch {
+                    lose(index, status: status, detail: detail)
+                }
+                return
+            }
+            emit(Completion(context: slot.pointee.context, count: 1, status: status, detail: detail))
             // A broken connection does not report frames that it had taken already.
             if status == .peerLost { lose(index, status: status, detail: detail) }
         } else if number < Self.firstReceive {

@@ -50,15 +50,21 @@ extension DomainState {
         // there.
         let isShare = eighths & (eighths &- 1) == 0 && eighths <= Eighths.whole
         guard isShare || frames else { return (.providerFailed, EINVAL) }
+        let target = request.pointee.target
+        let number = Int32(truncatingIfNeeded: target.pointee.peer)
+        let peer = peers + target.pointee.peer
+        let isCounted = countsWrites && peer.pointee.remoteIndex != .max
+        let frame = isCounted ? openFrame(to: number, room: FrameRecord.byteCount) : 0
+        guard frame >= 0 else { return (.again, 0) }
         let index = popWrite()
         guard index >= 0 else { return (.again, 0) }
         let slot = slots + Int(index)
-        let target = request.pointee.target
-        let peer = peers + target.pointee.peer
         slot.pointee.context = request.pointee.context
-        slot.pointee.peer = Int32(truncatingIfNeeded: target.pointee.peer)
-        slot.pointee.eighths = isShare ? 0 : eighths
-        if !isShare {
+        slot.pointee.peer = number
+        slot.pointee.epoch = peer.pointee.epoch
+        slot.pointee.isCounted = isCounted
+        slot.pointee.eighths = isShare || isCounted ? 0 : eighths
+        if !isShare, !isCounted {
             slot.pointee.target = target
             slot.pointee.offset = request.pointee.targetOffset
             slot.pointee.immediate = request.pointee.immediate
@@ -80,7 +86,13 @@ extension DomainState {
         template.pointee.message.addr = peer.pointee.address
         template.pointee.message.context = UnsafeMutableRawPointer(slot)
         var flags = writeFlags
-        if isShare && eighths > 0 {
+        if isCounted {
+            let data = CountedWrite(
+                request.pointee.immediate, eighths: isShare ? eighths : 0, place: peer.pointee.remoteIndex,
+                epoch: peer.pointee.epoch)
+            template.pointee.message.data = data.rawValue
+            flags = FI_COMPLETION | FI_REMOTE_CQ_DATA
+        } else if isShare && eighths > 0 {
             template.pointee.message.data = UInt64(
                 WireImmediate(request.pointee.immediate, eighths: eighths).rawValue)
             flags |= FI_REMOTE_CQ_DATA
@@ -97,6 +109,7 @@ extension DomainState {
             writesInFlight += 1
             peer.pointee.writes += 1
             peer.pointee.refusedSince = 0
+            if isCounted { confirm(request, in: frame, peer, counts: !isShare) }
             return (.success, 0)
         }
         pushWrite(index)
@@ -107,6 +120,21 @@ extension DomainState {
             return (.peerLost, ETIMEDOUT)
         }
         return (.again, 0)
+    }
+
+    /// Puts a record into a frame behind a counted write: its acknowledgement ends the write.
+    @inline(__always) private mutating func confirm(
+        _ request: UnsafePointer<WorkRequest>, in frame: Int32, _ peer: UnsafeMutablePointer<Peer>,
+        counts: Bool
+    ) {
+        peer.pointee.countedWrites &+= 1
+        var record = FrameRecord(padding: 0)
+        if counts {
+            record = FrameRecord(request.pointee, from: engine)
+            record.length = 0
+        }
+        append(record, nil, to: frame, request.pointee.context)
+        sendFrames[Int(frame)].confirmsWrites = true
     }
 
     // MARK: Frames
@@ -180,8 +208,10 @@ extension DomainState {
         let frame = sendFrames + Int(number)
         let hello = frame.pointee.bytes.load(fromByteOffset: 4, as: UInt16.self) & FrameHeader.Flag.hello
         let start = FrameHeader.byteCount + (hello != 0 ? FrameHeader.helloBytes : 0)
+        let confirm = frame.pointee.confirmsWrites ? FrameHeader.Flag.confirm : 0
         writeHeader(
-            at: frame.pointee.bytes, for: index, flags: hello, start: start, length: frame.pointee.used)
+            at: frame.pointee.bytes, for: index, flags: hello | confirm, start: start,
+            length: frame.pointee.used)
         let slot = slots + Int(Self.firstFrame + number)
         slot.pointee.peer = index
         slot.pointee.epoch = peer.pointee.epoch
@@ -229,7 +259,8 @@ extension DomainState {
             flags: flags, start: UInt16(start), length: UInt32(length), to: peer.pointee.remoteIndex,
             from: UInt32(index), epoch: peer.pointee.epoch, sequence: peer.pointee.nextSequence,
             ackEpoch: peer.pointee.inEpoch, ack: peer.pointee.processed,
-            failures: peer.pointee.failuresSent, sender: engine, receiver: peer.pointee.engine)
+            failures: peer.pointee.failuresSent, sender: engine, receiver: peer.pointee.engine,
+            writes: peer.pointee.countedWrites)
         place.storeBytes(of: header, as: FrameHeader.self)
     }
 

@@ -43,17 +43,42 @@ extension DomainState {
             }
             return
         }
-        accept(number)
-        while firstEarly >= 0, let next = takeEarly(peer.pointee.arrived, from: index) { accept(next) }
+        guard accept(number) else { return }
+        while firstEarly >= 0, let next = takeEarly(peer.pointee.arrived, from: index) {
+            guard accept(next) else { return }
+        }
     }
 
-    /// Queues the peer's next frame to be carried out.
-    private mutating func accept(_ number: Int32) {
+    /// Notes a counted write of a peer. What a peer says about itself is not trusted further than that.
+    mutating func count(_ write: CountedWrite) {
+        guard write.place < UInt32(peerCount) else { return }
+        let index = Int32(bitPattern: write.place)
+        let ahead = Int16(bitPattern: write.epoch &- UInt16(truncatingIfNeeded: peers[Int(index)].inEpoch))
+        if ahead > 0 { startEpoch(peers[Int(index)].inEpoch &+ UInt32(ahead), of: index) }
+        if ahead >= 0 { peers[Int(index)].countedArrivals &+= 1 }
+    }
+
+    /// Queues the peer's next frame to be carried out. False when writes before it have been lost with a connection: then
+    /// it is dropped, and the peer hears of it.
+    private mutating func accept(_ number: Int32) -> Bool {
         let slot = slots + Int(number)
-        peers[Int(slot.pointee.peer)].arrived &+= 1
+        let peer = peers + Int(slot.pointee.peer)
+        let header = UnsafeRawPointer(buffer(number)).loadUnaligned(as: FrameHeader.self)
+        if Int32(bitPattern: header.writes &- peer.pointee.countedArrivals) > 0 {
+            peer.pointee.owesGap = true
+            list(slot.pointee.peer)
+            recycle(number)
+            return false
+        }
+        if header.flags & FrameHeader.Flag.confirm != 0 {
+            peer.pointee.owesAck = true
+            list(slot.pointee.peer)
+        }
+        peer.pointee.arrived &+= 1
         slot.pointee.next = -1
         if lastArrived >= 0 { slots[Int(lastArrived)].next = number } else { firstArrived = number }
         lastArrived = number
+        return true
     }
 
     private func isEarly(_ sequence: UInt32, from index: Int32) -> Bool {
@@ -101,6 +126,7 @@ extension DomainState {
             number = next
         }
         peer.pointee.inEpoch = epoch
+        peer.pointee.countedArrivals = 0
         peer.pointee.arrived = 0
         peer.pointee.processed = 0
         peer.pointee.acknowledged = 0

@@ -19,6 +19,9 @@ struct DomainState {
     let threshold: Int
     let frameBytes: Int
     let writeFlags: UInt64
+    /// Whether frames confirm the writes before them, to peers that know us: an acknowledgement for many writes, where
+    /// FI_DELIVERY_COMPLETE costs one each. Takes a transport that keeps sends behind writes, and 64 bits with a write.
+    let countsWrites: Bool
     let postsPerPoll: Int
     let transmitSlots: Int
     let maximumWriteBytes: UInt64
@@ -123,7 +126,7 @@ struct DomainState {
         for position in 0..<listedCount {
             let index = listed[position]
             let peer = peers + Int(index)
-            if peer.pointee.open >= 0,
+            if peer.pointee.open >= 0, sendFrames[Int(peer.pointee.open)].recordCount > 0,
                 force || freeFrame < 0 || peer.pointee.inFlight < Tuning.aggregation
             {
                 _ = sendOpenFrame(of: index)
@@ -203,6 +206,7 @@ struct DomainState {
         peer.pointee.isLost = true
         peer.pointee.epoch &+= 1
         peer.pointee.nextSequence = 0
+        peer.pointee.countedWrites = 0
         peer.pointee.inFlight = 0
         peer.pointee.remoteIndex = .max
         peer.pointee.refusedSince = 0

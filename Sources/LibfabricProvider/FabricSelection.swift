@@ -10,6 +10,8 @@ enum FabricSelection {
         var info: UnsafeMutablePointer<fi_info>
         /// Whether a write's completion has to be asked for with FI_DELIVERY_COMPLETE.
         var deliveryComplete: Bool
+        /// Whether sends stay behind writes to the same peer.
+        var ordersSendAfterWrite: Bool
     }
 
     /// The newest interface version that both the headers and the loaded library know.
@@ -37,11 +39,19 @@ enum FabricSelection {
         if node == nil, let nic = options.nic, Interfaces.isAddress(nic) { throw unknown(options) }
         // Software has to be asked to say when the data has been placed; a NIC's acknowledgement says it by
         // itself.
-        if !options.isHardware, let info = query(options, node: node, delivery: true) {
-            return try Choice(info: pick(from: info, options, node: node), deliveryComplete: true)
+        if !options.isHardware {
+            for ordered in [true, false] {
+                guard let info = query(options, node: node, delivery: true, ordered: ordered) else {
+                    continue
+                }
+                return try Choice(
+                    info: pick(from: info, options, node: node), deliveryComplete: true,
+                    ordersSendAfterWrite: ordered)
+            }
         }
         guard let info = query(options, node: node, delivery: false) else { throw unknown(options) }
-        return try Choice(info: pick(from: info, options, node: node), deliveryComplete: false)
+        return try Choice(
+            info: pick(from: info, options, node: node), deliveryComplete: false, ordersSendAfterWrite: false)
     }
 
     /// Takes the entry for the NIC out of a list and frees the list.
@@ -120,16 +130,18 @@ enum FabricSelection {
     // MARK: Asking libfabric
 
     private static func query(
-        _ options: LibfabricOptions, node: String?, delivery: Bool
+        _ options: LibfabricOptions, node: String?, delivery: Bool, ordered: Bool = false
     ) -> UnsafeMutablePointer<fi_info>? {
-        if options.isEFA, let info = query(options, node: node, delivery: delivery, deviceMemory: true) {
+        if options.isEFA,
+            let info = query(options, node: node, delivery: delivery, ordered: ordered, deviceMemory: true)
+        {
             return info
         }
-        return query(options, node: node, delivery: delivery, deviceMemory: false)
+        return query(options, node: node, delivery: delivery, ordered: ordered, deviceMemory: false)
     }
 
     private static func query(
-        _ options: LibfabricOptions, node: String?, delivery: Bool, deviceMemory: Bool
+        _ options: LibfabricOptions, node: String?, delivery: Bool, ordered: Bool, deviceMemory: Bool
     ) -> UnsafeMutablePointer<fi_info>? {
         guard let hints = te_fi_allocinfo() else { return nil }
         defer { te_fi_freeinfo(hints) }
@@ -146,8 +158,9 @@ enum FabricSelection {
         hints.pointee.domain_attr.pointee.threading = FI_THREAD_DOMAIN
         hints.pointee.domain_attr.pointee.resource_mgmt = FI_RM_ENABLED
         // Frames and their acknowledgements count on the order of sends.
-        hints.pointee.tx_attr.pointee.msg_order = FI_ORDER_SAS
-        hints.pointee.rx_attr.pointee.msg_order = FI_ORDER_SAS
+        let order = FI_ORDER_SAS | (ordered ? FI_ORDER_SAW : 0)
+        hints.pointee.tx_attr.pointee.msg_order = order
+        hints.pointee.rx_attr.pointee.msg_order = order
         if delivery { hints.pointee.tx_attr.pointee.op_flags = FI_DELIVERY_COMPLETE }
         hints.pointee.fabric_attr.pointee.prov_name = strdup(options.provider)
         var result: UnsafeMutablePointer<fi_info>?

@@ -20,6 +20,8 @@ struct FrameHeader: BitwiseCopyable {
         static let ping: UInt16 = 4
         /// A frame of the receiver's is missing: what it has on its way is lost.
         static let gap: UInt16 = 8
+        /// Writes wait for this frame's acknowledgement: it is sent at once.
+        static let confirm: UInt16 = 16
     }
 
     var magic = FrameHeader.magic
@@ -46,6 +48,32 @@ struct FrameHeader: BitwiseCopyable {
     var sender: UInt64
     /// The engine that is meant: an address may have been inherited by another process.
     var receiver: UInt64
+    /// Counted writes that the sender has posted in its epoch before this frame.
+    var writes: UInt32
+}
+
+/// The 64 bits that come with a write whose delivery the receiver's acknowledgement of a later frame confirms.
+///
+/// The lower half is a `WireImmediate`. The upper half says whose write it is, so that the receiver counts the writes of each
+/// sender: a frame whose sender has posted more than that comes after a loss.
+struct CountedWrite {
+    var rawValue: UInt64
+
+    private static let mark: UInt64 = 1 << 46
+    private static let silent: UInt64 = 1 << 47
+
+    /// `place` is the sender's in the receiver's peer table; without eighths nothing but the write itself is counted.
+    init(_ immediate: UInt32, eighths: UInt32, place: UInt32, epoch: UInt32) {
+        let wire = eighths > 0 ? UInt64(WireImmediate(immediate, eighths: eighths).rawValue) : Self.silent
+        rawValue = wire | Self.mark | UInt64(place & 0x3FFF) << 32 | UInt64(epoch & 0xFFFF) << 48
+    }
+
+    init(rawValue: UInt64) { self.rawValue = rawValue }
+
+    var isCounted: Bool { rawValue & Self.mark != 0 }
+    var hasImmediate: Bool { rawValue & Self.silent == 0 }
+    var place: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 32) & 0x3FFF }
+    var epoch: UInt16 { UInt16(truncatingIfNeeded: rawValue >> 48) }
 }
 
 /// Records of one frame that were not carried out.

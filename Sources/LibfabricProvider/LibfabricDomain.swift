@@ -42,6 +42,8 @@ public final class LibfabricDomain: FabricDomain {
             opened = try DomainState(
                 handles: handles, options: options, page: page, engine: engine,
                 writeFlags: FI_COMPLETION | (choice.deliveryComplete ? FI_DELIVERY_COMPLETE : 0),
+                countsWrites: options.frames && choice.ordersSendAfterWrite
+                    && info.pointee.domain_attr.pointee.cq_data_size >= 8,
                 address: name,
                 nic: nic)
         } catch {

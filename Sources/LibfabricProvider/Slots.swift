@@ -17,6 +17,8 @@ struct OperationSlot {
     /// Eighths that a record has to count once the write is complete; 0 when the immediate does.
     var eighths: UInt32
     var peer: Int32
+    /// Whether a record in a frame ends the write, once the frame is acknowledged.
+    var isCounted = false
     /// Next in a free list or a queue, or -1.
     var next: Int32
     /// The peer's epoch when a frame was sent, or the epoch and number of a frame that came.
@@ -46,6 +48,8 @@ struct SendFrame {
     var reportedRecords: UInt32 = 0
     var reportedFailures = 0
     var detail: Int32 = 0
+    /// Whether writes wait for its acknowledgement.
+    var confirmsWrites = false
     /// Whether libfabric still has the buffer.
     var isPosted = false
     /// Whether all completions have been handed out.
@@ -63,6 +67,7 @@ struct SendFrame {
         reportedRecords = 0
         reportedFailures = 0
         detail = 0
+        confirmsWrites = false
         isPosted = false
         isReported = false
         next = -1
@@ -150,6 +155,8 @@ struct Peer {
     var lastInFlight: Int32 = -1
     /// Writes of their own that are on their way.
     var writes = 0
+    /// Counted writes posted in this epoch.
+    var countedWrites: UInt32 = 0
     /// Since when the transport takes nothing, or 0.
     var refusedSince: UInt64 = 0
     /// Since when the oldest frame waits for its acknowledgement, or 0 when nobody has looked yet.
@@ -161,6 +168,8 @@ struct Peer {
 
     // What is received from it.
     var inEpoch: UInt32 = 0
+    /// Counted writes that came in this epoch.
+    var countedArrivals: UInt32 = 0
     /// Frames that came.
     var arrived: UInt32 = 0
     /// Frames that have been carried out, and how many of them it was told of.

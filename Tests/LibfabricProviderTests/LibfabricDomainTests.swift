@@ -236,6 +236,50 @@ struct LibfabricDomainTests {
         #expect(pair.run { pair.a.ended[2] == 1 })
     }
 
+    /// Writes that end with a later frame's acknowledgement: if one of them never came - a connection that broke behind its
+    /// back - the frame must not speak for it.
+    @Test func lostWritesAreNotConfirmed() throws {
+        let pair = try Pair(Self.kinds[0])
+        let number = pair.target.pointee.peer
+        // The first exchange tells the sender its place in the receiver's table.
+        pair.post([pair.request(1, length: 64)])
+        #expect(pair.run { pair.a.ended[1] == 1 })
+        pair.post([pair.request(2, length: 100_000, immediate: 5)])
+        #expect(pair.run { pair.a.ended[2] == 1 })
+        #expect(pair.a.statuses[2] == .success)
+        let sent = pair.a.domain.state.pointee.peers[number].countedWrites
+        #expect(sent == 1, "large writes are counted")
+        // As if one more had been posted and been lost.
+        pair.a.domain.state.pointee.peers[number].countedWrites += 1
+        pair.post([pair.request(3, length: 100_000, immediate: 5)])
+        #expect(pair.run { pair.a.ended[3] == 1 })
+        #expect(pair.a.statuses[3] == .peerLost)
+        // Both sides start over.
+        for context in 4..<8 as Range<UInt64> {
+            pair.post([pair.request(context, length: 100_000, from: 4096, to: 8192, immediate: 6)])
+            #expect(pair.run { pair.a.ended[context] == 1 })
+            #expect(pair.a.statuses[context] == .success)
+        }
+        #expect(pair.isEqual(from: 4096, to: 8192, length: 100_000))
+        #expect(pair.b.page.eighths(of: 6) == 32)
+    }
+
+    /// What rides with a counted write comes out again.
+    @Test func countedWritesCarryTheirSender() {
+        for (eighths, place, epoch) in [(8, 0, 0), (1, 4095, 65535), (0, 77, 65537)]
+            as [(UInt32, UInt32, UInt32)]
+        {
+            let write = CountedWrite(Immediate.max.value, eighths: eighths, place: place, epoch: epoch)
+            #expect(write.isCounted && write.hasImmediate == (eighths > 0))
+            #expect(write.place == place && write.epoch == UInt16(truncatingIfNeeded: epoch))
+            if eighths > 0 {
+                let wire = WireImmediate(rawValue: UInt32(truncatingIfNeeded: write.rawValue))
+                #expect(wire.eighths == eighths && wire.immediate == Immediate.max.value)
+            }
+        }
+        #expect(!CountedWrite(rawValue: UInt64(WireImmediate(7, eighths: 8).rawValue)).isCounted)
+    }
+
     @Test func aWrongKeyFailsAndTheNextWriteWorks() throws {
         let pair = try Pair(Self.kinds[1])
         let wrong = UnsafeMutablePointer<ImportedKey>.allocate(capacity: 1)
@@ -288,11 +332,11 @@ struct LibfabricDomainTests {
                 let small = { (limit: UInt32) in UInt32.random(in: 0...limit, using: &generator) }
                 let hello = number % 5 == 0
                 let header = FrameHeader(
-                    flags: UInt16(small(15)) & ~1 | (hello ? 1 : 0),
+                    flags: UInt16(small(31)) & ~1 | (hello ? 1 : 0),
                     start: hello ? 136 : UInt16(64 + small(3) * 8),
                     length: UInt32(length), to: hello ? .max : small(2), from: small(1), epoch: small(2),
                     sequence: small(20), ackEpoch: small(1), ack: small(20), failures: small(2), sender: 11,
-                    receiver: 22)
+                    receiver: 22, writes: small(2))
                 bytes.storeBytes(of: header, as: FrameHeader.self)
                 if hello {
                     bytes.storeBytes(
