@@ -15,8 +15,8 @@ public enum Limits {
     public static let counterWaits = transfers
     /// Watched words of one engine.
     public static let watchers = 512
-    /// How long after a change of a watched word an adaptive engine looks every millisecond, in nanoseconds.
-    public static let watchesOftenNanoseconds: UInt64 = 100_000_000
+    /// Longest pause between two looks of an adaptive engine at its watched words, in milliseconds.
+    public static let watchMilliseconds = 25
     /// Sets of NICs that an engine's regions may be registered on, besides all of them.
     public static let nicSets = 4
     /// Largest payload of a two-sided message, in bytes.

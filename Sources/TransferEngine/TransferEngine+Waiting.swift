@@ -118,8 +118,8 @@ extension TransferEngine {
     }
 
     /// Calls `callback` whenever the 64-bit word at `offset` of a region has changed: a producer - another thread, another
-    /// process, a GPU kernel - increments it. A sleeping adaptive engine looks every 10 milliseconds, and every
-    /// millisecond for a while after a change.
+    /// process, a GPU kernel - increments it. A sleeping adaptive engine looks again after a tenth of the
+    /// time that has passed since the last change, 1 to 25 milliseconds.
     public func watch(
         _ region: MemoryRegion, at offset: Int, _ callback: @escaping WatchCallback
     ) throws(TransferError) -> Watcher {

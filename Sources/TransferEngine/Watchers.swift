@@ -49,12 +49,12 @@ extension DomainGroup {
         return hasChanged
     }
 
-    /// How long a progress thread may sleep before it looks at the watched words again: a while after the last change they
-    /// are looked at less often.
+    /// How long a progress thread may sleep before it looks at the watched words again: a tenth of the time that has passed
+    /// since the last change, so that a word that rests costs ever less and a change is late by a tenth of its pause.
     var watchMilliseconds: Int32 {
         if hot.value.watchers.isEmpty { return 1000 }
         let quiet = hot.value.now &- min(hot.value.now, hot.value.lastWatched)
-        return quiet < Limits.watchesOftenNanoseconds ? 1 : 10
+        return Int32(min(max(1, quiet / 10_000_000), UInt64(Limits.watchMilliseconds)))
     }
 }
 

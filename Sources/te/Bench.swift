@@ -54,6 +54,11 @@ struct PointToPoint: ParsableCommand {
         guard list.allSatisfy({ $0.map { $0 > 0 && $0 <= regionMiB << 20 } ?? false }) else {
             throw ValidationError("--sizes are numbers of bytes from 1 to the size of the region")
         }
+        if tests.contains("paged"),
+            sizes(usually: [65536]).contains(where: { $0 * PageLists.count > regionMiB << 20 })
+        {
+            throw ValidationError("1024 of the largest pages have to fit into the region; see --region-mi-b")
+        }
     }
 
     func run() throws {
