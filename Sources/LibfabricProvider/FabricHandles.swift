@@ -71,8 +71,8 @@ struct FabricHandles {
         queue.format = FI_CQ_FORMAT_DATA
         // EFA's own default matches its device queues.
         queue.size = options.isEFA ? 0 : 8192
-        queue.wait_obj = FI_WAIT_FD
-        if options.isEFA || fi_cq_open(domain, &queue, &opened.completions, nil) != 0 {
+        queue.wait_obj = options.isEFA || !options.mayWait ? FI_WAIT_NONE : FI_WAIT_FD
+        if fi_cq_open(domain, &queue, &opened.completions, nil) != 0 {
             queue.wait_obj = FI_WAIT_NONE
             try check(fi_cq_open(domain, &queue, &opened.completions, nil), "fi_cq_open")
         }

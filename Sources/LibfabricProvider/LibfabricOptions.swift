@@ -21,6 +21,9 @@ public struct LibfabricOptions: Hashable, Sendable {
     public var framing: Framing
     /// Writes up to this many bytes are framed, when framing is on.
     public var frameThreshold: Int
+    /// Whether a thread may want to sleep until something arrives. Without it a completion costs no wake-up. The engine
+    /// clears it for busy and manual progress.
+    public var mayWait = true
 
     public init(
         provider: String = "tcp", nic: String? = nil, megabitsPerSecond: UInt32? = nil,

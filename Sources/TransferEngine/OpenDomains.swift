@@ -10,12 +10,12 @@ internal import TransferCore
 
 /// Opens the NICs of a configuration.
 func openDomains(
-    _ nics: [Configuration.NIC], page: TargetPage, pageFile: Int32, wakeFile: Int32
+    _ configuration: Configuration, page: TargetPage, pageFile: Int32, wakeFile: Int32
 ) throws(TransferError) -> ([any FabricDomain], SharedMemoryHost?) {
     var domains: [any FabricDomain] = []
     var host: SharedMemoryHost?
     do throws(TransferError) {
-        for nic in nics {
+        for nic in configuration.nics {
             switch nic {
             case .sharedMemory(let options):
                 let isReceiver = host == nil
@@ -31,6 +31,10 @@ func openDomains(
                         host: shared, name: "shm\(domains.count)", options: options, isReceiver: isReceiver))
             #if Libfabric
                 case .libfabric(let options):
+                    var options = options
+                    if configuration.progress == .busy || configuration.progress == .manual {
+                        options.mayWait = false
+                    }
                     domains.append(try LibfabricDomain(options, page: page, engine: page.engine))
             #endif
             #if Verbs

@@ -64,7 +64,7 @@ public final class TransferEngine: @unchecked Sendable {
     public convenience init(_ configuration: Configuration = Configuration()) throws(TransferError) {
         try self.init(configuration, clock: SystemClock(), random: SystemRandomNumberGenerator()) {
             (page, mapping, wakeFile) throws(TransferError) in
-            try openDomains(configuration.nics, page: page, pageFile: mapping.file, wakeFile: wakeFile)
+            try openDomains(configuration, page: page, pageFile: mapping.file, wakeFile: wakeFile)
         }
     }
 

@@ -57,6 +57,8 @@ final class BenchSide: @unchecked Sendable {
     var remote: RemoteMemory?
     var remoteDescriptor: RemoteRegion?
     private var total: UInt64 = 0
+    /// Whether the other side counts by itself.
+    private let isMapped: Bool
 
     init(
         name: String, board: BenchBoard, provider: String, nicCount: Int, nics: String, progress: String,
@@ -69,6 +71,7 @@ final class BenchSide: @unchecked Sendable {
         case "adaptive": mode = .adaptive
         default: mode = .manual
         }
+        isMapped = provider == "shm"
         engine = try TransferEngine(
             Configuration(
                 name: name,
@@ -118,8 +121,9 @@ final class BenchSide: @unchecked Sendable {
                 total += UInt64(count)
                 board.tell(.counted, total)
             }
-            // The word that is polled moves to this core at every look; a pause leaves it to the writer for a while.
-            for _ in 0..<16 { te_cpu_relax() }
+            // On shared memory the word that is polled moves to this core at every look; a pause leaves it to the writer for a
+            // while. NICs are polled at once.
+            if isMapped { for _ in 0..<16 { te_cpu_relax() } }
         }
     }
 
