@@ -70,19 +70,7 @@ extension DomainState {
             slot.pointee.immediate = request.pointee.immediate
         }
 
-        template.pointee.source.iov_base = UnsafeMutableRawPointer(mutating: request.pointee.source)
-        template.pointee.source.iov_len = request.pointee.length
-        template.pointee.descriptor = UnsafeMutableRawPointer(bitPattern: UInt(request.pointee.localKey))
-        template.pointee.target.addr = target.pointee.base &+ request.pointee.targetOffset
-        template.pointee.target.len = request.pointee.length
-        template.pointee.target.key = target.pointee.key
-        template.pointee.message.iov_count = request.pointee.length > 0 ? 1 : 0
-        if request.pointee.length == 0, let arenaDescriptor {
-            // rxm over verbs (1.17) follows the first descriptor even of a write that has none.
-            template.pointee.source.iov_base = UnsafeMutableRawPointer(arena)
-            template.pointee.descriptor = arenaDescriptor
-            template.pointee.message.iov_count = 1
-        }
+        fillTemplate(request, target)
         template.pointee.message.addr = peer.pointee.address
         template.pointee.message.context = UnsafeMutableRawPointer(slot)
         var flags = writeFlags
@@ -120,6 +108,25 @@ extension DomainState {
             return (.peerLost, ETIMEDOUT)
         }
         return (.again, 0)
+    }
+
+    /// Makes the write template into a request; address, context, data and flags are the caller's.
+    @inline(__always) private func fillTemplate(
+        _ request: UnsafePointer<WorkRequest>, _ target: UnsafePointer<ImportedKey>
+    ) {
+        template.pointee.source.iov_base = UnsafeMutableRawPointer(mutating: request.pointee.source)
+        template.pointee.source.iov_len = request.pointee.length
+        template.pointee.descriptor = UnsafeMutableRawPointer(bitPattern: UInt(request.pointee.localKey))
+        template.pointee.target.addr = target.pointee.base &+ request.pointee.targetOffset
+        template.pointee.target.len = request.pointee.length
+        template.pointee.target.key = target.pointee.key
+        template.pointee.message.iov_count = request.pointee.length > 0 ? 1 : 0
+        if request.pointee.length == 0, let arenaDescriptor {
+            // rxm over verbs (1.17) follows the first descriptor even of a write that has none.
+            template.pointee.source.iov_base = UnsafeMutableRawPointer(arena)
+            template.pointee.descriptor = arenaDescriptor
+            template.pointee.message.iov_count = 1
+        }
     }
 
     /// Puts a record into a frame behind a counted write: its acknowledgement ends the write.

@@ -46,7 +46,8 @@ public enum VerbsProvider {
         let count = ports().count
         if count > 0 { return "libibverbs, \(count) ports" }
         return
-            "libibverbs, no RDMA device that can be opened: load its driver (mlx5_ib; rdma_rxe for soft-RoCE), allow /dev/infiniband"
+            "libibverbs, no RDMA device that can be opened: load its driver (mlx5_ib; rdma_rxe for soft-RoCE), "
+            + "allow /dev/infiniband"
     }
 
     /// All ports of all devices; empty when there are none.
