@@ -2,7 +2,6 @@
 #include "CAllocationCounter.h"
 #include <errno.h>
 #include <link.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -12,7 +11,8 @@ void *__libc_calloc(size_t, size_t);
 void *__libc_realloc(void *, size_t);
 void *__libc_memalign(size_t, size_t);
 
-static _Atomic uint64_t allocations, foreign;
+// Of this thread: other threads run other tests.
+static _Thread_local uint64_t allocations, foreign;
 // The code of the library whose allocations are not ours.
 static uintptr_t library_begin, library_end;
 
@@ -33,13 +33,13 @@ int allocation_tell_apart(const char *library) { return dl_iterate_phdr(note, (v
 
 static void *counted(void *memory, void *caller) {
     uintptr_t at = (uintptr_t)caller;
-    _Atomic uint64_t *counter = at >= library_begin && at < library_end ? &foreign : &allocations;
-    atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+    if (at >= library_begin && at < library_end) foreign++;
+    else allocations++;
     return memory;
 }
 
-uint64_t allocation_count(void) { return atomic_load_explicit(&allocations, memory_order_relaxed); }
-uint64_t allocation_count_of_library(void) { return atomic_load_explicit(&foreign, memory_order_relaxed); }
+uint64_t allocation_count(void) { return allocations; }
+uint64_t allocation_count_of_library(void) { return foreign; }
 
 #if !defined(__SANITIZE_ADDRESS__) && !__has_feature(address_sanitizer) && !__has_feature(thread_sanitizer)
 #define CALLER __builtin_return_address(0)
