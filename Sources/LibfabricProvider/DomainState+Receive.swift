@@ -32,12 +32,14 @@ extension DomainState {
             }
         }
         if firstReport >= 0 { handOutReports() }
+        if firstEnded >= 0 { handOutWrites() }
         if firstArrived >= 0 { unpackArrived() }
         if firstUncounted >= 0 { countFinishedWrites() }
         if unposted >= 0 { postReceives() }
+        calm = events == 0 ? calm &+ 1 : 0
         if listedCount > 0 { service(isIdle: events == 0 && firstArrived < 0) }
         polls &+= 1
-        if polls & 1023 == 0 && framesInFlight > 0 { watchSilence() }
+        if polls & 1023 == 0 && framesInFlight + countedInFlight > 0 { watchSilence() }
         return outputCount
     }
 
@@ -45,7 +47,7 @@ extension DomainState {
     /// or refuses.
     private mutating func watchSilence() {
         let now = te_monotonic_nanoseconds()
-        for index in 0..<peerCount where peers[index].inFlight > 0 {
+        for index in 0..<peerCount where peers[index].inFlight > 0 || peers[index].firstCounted >= 0 {
             if peers[index].waitsSince == 0 { peers[index].waitsSince = now }
             guard now - peers[index].waitsSince > Tuning.pingAfter else { continue }
             peers[index].waitsSince = now
@@ -67,10 +69,7 @@ extension DomainState {
         let flags = entry.pointee.flags
         if flags & FI_REMOTE_CQ_DATA != 0 && flags & FI_RECV == 0 {
             let counted = CountedWrite(rawValue: entry.pointee.data)
-            if counted.isCounted {
-                count(counted)
-                if !counted.hasImmediate { return }
-            }
+            if counted.isCounted, !count(counted) || !counted.hasImmediate { return }
             let wire = WireImmediate(rawValue: UInt32(truncatingIfNeeded: entry.pointee.data))
             page.add(eighths: wire.eighths, to: wire.immediate)
             return
@@ -95,7 +94,8 @@ extension DomainState {
         peer.pointee.writes -= 1
         peer.pointee.isLost = false
         if slot.pointee.isCounted {
-            pushWrite(number)
+            slot.pointee.isPosted = false
+            if slot.pointee.isReported { pushWrite(number) }
             return
         }
         if slot.pointee.eighths == 0 {
@@ -128,14 +128,17 @@ extension DomainState {
         if number < Self.firstFrame {
             writesInFlight -= 1
             peers[Int(index)].writes -= 1
-            pushWrite(number)
             if slot.pointee.isCounted {
-                // Its record ends it, together with all that came after the connection broke.
-                if slot.pointee.epoch == peers[Int(index)].epoch {
+                // It ends together with all that came after the connection broke.
+                slot.pointee.isPosted = false
+                if slot.pointee.isReported {
+                    pushWrite(number)
+                } else if slot.pointee.epoch == peers[Int(index)].epoch {
                     lose(index, status: status, detail: detail)
                 }
                 return
             }
+            pushWrite(number)
             emit(Completion(context: slot.pointee.context, count: 1, status: status, detail: detail))
             // A broken connection does not report frames that it had taken already.
             if status == .peerLost { lose(index, status: status, detail: detail) }

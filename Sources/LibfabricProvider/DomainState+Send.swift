@@ -54,8 +54,7 @@ extension DomainState {
         let number = Int32(truncatingIfNeeded: target.pointee.peer)
         let peer = peers + target.pointee.peer
         let isCounted = countsWrites && peer.pointee.remoteIndex != .max
-        let frame = isCounted ? openFrame(to: number, room: FrameRecord.byteCount) : 0
-        guard frame >= 0 else { return (.again, 0) }
+        if isCounted && !hasRoomForCounted(to: number, withRecord: !isShare) { return (.again, 0) }
         let index = popWrite()
         guard index >= 0 else { return (.again, 0) }
         let slot = slots + Int(index)
@@ -63,6 +62,7 @@ extension DomainState {
         slot.pointee.peer = number
         slot.pointee.epoch = peer.pointee.epoch
         slot.pointee.isCounted = isCounted
+        slot.pointee.hasRecord = isCounted && !isShare
         slot.pointee.eighths = isShare || isCounted ? 0 : eighths
         if !isShare, !isCounted {
             slot.pointee.target = target
@@ -74,11 +74,10 @@ extension DomainState {
         template.pointee.message.addr = peer.pointee.address
         template.pointee.message.context = UnsafeMutableRawPointer(slot)
         var flags = writeFlags
+        var tag = CountedWrite(rawValue: 0)
         if isCounted {
-            let data = CountedWrite(
-                request.pointee.immediate, eighths: isShare ? eighths : 0, place: peer.pointee.remoteIndex,
-                epoch: peer.pointee.epoch)
-            template.pointee.message.data = data.rawValue
+            tag = peer.pointee.nextCounted(request.pointee.immediate, eighths: isShare ? eighths : 0)
+            template.pointee.message.data = tag.rawValue
             flags = FI_COMPLETION | FI_REMOTE_CQ_DATA
         } else if isShare && eighths > 0 {
             template.pointee.message.data = UInt64(
@@ -97,7 +96,7 @@ extension DomainState {
             writesInFlight += 1
             peer.pointee.writes += 1
             peer.pointee.refusedSince = 0
-            if isCounted { confirm(request, in: frame, peer, counts: !isShare) }
+            if isCounted { enqueue(index, request, peer, asks: tag.asks) }
             return (.success, 0)
         }
         pushWrite(index)
@@ -129,19 +128,81 @@ extension DomainState {
         }
     }
 
-    /// Puts a record into a frame behind a counted write: its acknowledgement ends the write.
-    @inline(__always) private mutating func confirm(
-        _ request: UnsafePointer<WorkRequest>, in frame: Int32, _ peer: UnsafeMutablePointer<Peer>,
-        counts: Bool
-    ) {
-        peer.pointee.countedWrites &+= 1
-        var record = FrameRecord(padding: 0)
-        if counts {
-            record = FrameRecord(request.pointee, from: engine)
-            record.length = 0
+    /// Whether a peer may have one more counted write on its way.
+    private mutating func hasRoomForCounted(to number: Int32, withRecord: Bool) -> Bool {
+        let peer = peers + Int(number)
+        guard peer.pointee.countedWrites &- peer.pointee.countedAcked < Tuning.countedWrites else {
+            return false
         }
-        append(record, nil, to: frame, request.pointee.context)
-        sendFrames[Int(frame)].confirmsWrites = true
+        return !withRecord || openFrame(to: number, room: FrameRecord.byteCount) >= 0
+    }
+
+    /// Queues a counted write behind those that the peer has not acknowledged. One that is more or less than a share is
+    /// counted, and reported, by a record behind it.
+    @inline(__always) private mutating func enqueue(
+        _ index: Int32, _ request: UnsafePointer<WorkRequest>, _ peer: UnsafeMutablePointer<Peer>, asks: Bool
+    ) {
+        let slot = slots + Int(index)
+        slot.pointee.isPosted = true
+        slot.pointee.isReported = false
+        slot.pointee.next = -1
+        if peer.pointee.firstCounted < 0 {
+            peer.pointee.firstCounted = index
+            peer.pointee.waitsSince = 0
+        } else {
+            slots[Int(peer.pointee.lastCounted)].next = index
+        }
+        peer.pointee.lastCounted = index
+        countedInFlight += 1
+        peer.pointee.countedWrites &+= 1
+        peer.pointee.bytesSinceAsked += request.pointee.length
+        if asks {
+            peer.pointee.countedAsked = peer.pointee.countedWrites
+            peer.pointee.bytesSinceAsked = 0
+        }
+        if slot.pointee.hasRecord {
+            var record = FrameRecord(request.pointee, from: engine)
+            record.length = 0
+            append(record, nil, to: peer.pointee.open, request.pointee.context)
+        }
+    }
+
+    /// Ends the oldest `count` counted writes to a peer.
+    mutating func endWrites(
+        of peer: UnsafeMutablePointer<Peer>, _ count: Int, _ status: WorkStatus, _ detail: Int32
+    ) {
+        var left = count
+        while left > 0 && peer.pointee.firstCounted >= 0 {
+            left -= 1
+            let index = peer.pointee.firstCounted
+            let slot = slots + Int(index)
+            peer.pointee.firstCounted = slot.pointee.next
+            slot.pointee.status = status
+            slot.pointee.detail = detail
+            slot.pointee.next = -1
+            if lastEnded >= 0 { slots[Int(lastEnded)].next = index } else { firstEnded = index }
+            lastEnded = index
+            countedInFlight -= 1
+        }
+        if peer.pointee.firstCounted < 0 { peer.pointee.lastCounted = -1 }
+    }
+
+    /// Hands out completions of counted writes while there is room.
+    mutating func handOutWrites() {
+        while firstEnded >= 0 && hasRoom {
+            let index = firstEnded
+            let slot = slots + Int(index)
+            firstEnded = slot.pointee.next
+            if firstEnded < 0 { lastEnded = -1 }
+            if !slot.pointee.hasRecord {
+                emit(
+                    Completion(
+                        context: slot.pointee.context, count: 1, status: slot.pointee.status,
+                        detail: slot.pointee.detail))
+            }
+            slot.pointee.isReported = true
+            if !slot.pointee.isPosted { pushWrite(index) }
+        }
     }
 
     // MARK: Frames
@@ -215,10 +276,8 @@ extension DomainState {
         let frame = sendFrames + Int(number)
         let hello = frame.pointee.bytes.load(fromByteOffset: 4, as: UInt16.self) & FrameHeader.Flag.hello
         let start = FrameHeader.byteCount + (hello != 0 ? FrameHeader.helloBytes : 0)
-        let confirm = frame.pointee.confirmsWrites ? FrameHeader.Flag.confirm : 0
         writeHeader(
-            at: frame.pointee.bytes, for: index, flags: hello | confirm, start: start,
-            length: frame.pointee.used)
+            at: frame.pointee.bytes, for: index, flags: hello, start: start, length: frame.pointee.used)
         let slot = slots + Int(Self.firstFrame + number)
         slot.pointee.peer = index
         slot.pointee.epoch = peer.pointee.epoch
@@ -231,7 +290,7 @@ extension DomainState {
         }
         peer.pointee.refusedSince = 0
         peer.pointee.isLost = false
-        peer.pointee.acknowledged = peer.pointee.processed
+        noteTold(peer)
         frame.pointee.sequence = peer.pointee.nextSequence
         frame.pointee.isPosted = true
         frame.pointee.next = -1
@@ -267,7 +326,7 @@ extension DomainState {
             from: UInt32(index), epoch: peer.pointee.epoch, sequence: peer.pointee.nextSequence,
             ackEpoch: peer.pointee.inEpoch, ack: peer.pointee.processed,
             failures: peer.pointee.failuresSent, sender: engine, receiver: peer.pointee.engine,
-            writes: peer.pointee.countedWrites)
+            writes: peer.pointee.countedWrites, writesAck: peer.pointee.countedArrivals)
         place.storeBytes(of: header, as: FrameHeader.self)
     }
 
@@ -307,10 +366,16 @@ extension DomainState {
         peer.pointee.refusedSince = 0
         peer.pointee.failureAck = -1
         peer.pointee.failureBytes = 0
-        peer.pointee.acknowledged = peer.pointee.processed
+        noteTold(peer)
         peer.pointee.owesAck = false
-        peer.pointee.owesGap = false
+        if flags & FrameHeader.Flag.gap != 0 { peer.pointee.owesGap = false }
         return true
+    }
+
+    /// The header of what was just sent has told the peer what has come from it.
+    @inline(__always) private func noteTold(_ peer: UnsafeMutablePointer<Peer>) {
+        peer.pointee.acknowledged = peer.pointee.processed
+        peer.pointee.countedTold = peer.pointee.countedArrivals
     }
 
     /// Gives the peer a buffer for an acknowledgement.

@@ -49,13 +49,23 @@ extension DomainState {
         }
     }
 
-    /// Notes a counted write of a peer. What a peer says about itself is not trusted further than that.
-    mutating func count(_ write: CountedWrite) {
-        guard write.place < UInt32(peerCount) else { return }
+    /// Notes a counted write of a peer; false when it must not be counted, because its sender is told that it is lost: one of
+    /// an epoch that has ended, or behind a gap.
+    mutating func count(_ write: CountedWrite) -> Bool {
+        guard write.place < UInt32(peerCount) else { return false }
         let index = Int32(bitPattern: write.place)
-        let ahead = Int16(bitPattern: write.epoch &- UInt16(truncatingIfNeeded: peers[Int(index)].inEpoch))
-        if ahead > 0 { startEpoch(peers[Int(index)].inEpoch &+ UInt32(ahead), of: index) }
-        if ahead >= 0 { peers[Int(index)].countedArrivals &+= 1 }
+        let peer = peers + Int(index)
+        let ahead = write.ahead(of: peer.pointee.inEpoch)
+        if ahead > 0 { startEpoch(peer.pointee.inEpoch &+ UInt32(ahead), of: index) }
+        guard ahead >= 0, !peer.pointee.owesGap else { return false }
+        list(index)
+        guard write.sequence == peer.pointee.countedArrivals % CountedWrite.sequences else {
+            peer.pointee.owesGap = true
+            return false
+        }
+        peer.pointee.countedArrivals &+= 1
+        if write.asks { peer.pointee.owesAck = true }
+        return true
     }
 
     /// Queues the peer's next frame to be carried out. False when writes before it have been lost with a connection: then
@@ -69,10 +79,6 @@ extension DomainState {
             list(slot.pointee.peer)
             recycle(number)
             return false
-        }
-        if header.flags & FrameHeader.Flag.confirm != 0 {
-            peer.pointee.owesAck = true
-            list(slot.pointee.peer)
         }
         peer.pointee.arrived &+= 1
         slot.pointee.next = -1
@@ -127,6 +133,8 @@ extension DomainState {
         }
         peer.pointee.inEpoch = epoch
         peer.pointee.countedArrivals = 0
+        peer.pointee.countedTold = 0
+        peer.pointee.owesGap = false
         peer.pointee.arrived = 0
         peer.pointee.processed = 0
         peer.pointee.acknowledged = 0
@@ -142,7 +150,11 @@ extension DomainState {
         peer.pointee.owesAck = true
         list(index)
         if Int32(bitPattern: header.epoch &- peer.pointee.inEpoch) > 0 { startEpoch(header.epoch, of: index) }
-        guard header.epoch == peer.pointee.inEpoch, header.sequence != peer.pointee.arrived else {
+        guard header.epoch == peer.pointee.inEpoch else { return }
+        if Int32(bitPattern: header.writes &- peer.pointee.countedArrivals) > 0 {
+            peer.pointee.owesGap = true
+        }
+        guard header.sequence != peer.pointee.arrived else {
             peer.pointee.missedAtPing = 0
             return
         }
@@ -188,6 +200,13 @@ extension DomainState {
     private mutating func noteAck(_ header: FrameHeader, from index: Int32) {
         let peer = peers + Int(index)
         guard header.ackEpoch == peer.pointee.epoch else { return }
+        let writes = header.writesAck &- peer.pointee.countedAcked
+        if writes > 0 && writes <= peer.pointee.countedWrites &- peer.pointee.countedAcked {
+            endWrites(of: peer, Int(writes), .success, 0)
+            peer.pointee.countedAcked = header.writesAck
+            peer.pointee.waitsSince = 0
+            peer.pointee.refusedSince = 0
+        }
         if Int32(bitPattern: header.ack &- peer.pointee.ackSeen) >= 0 {
             peer.pointee.ackSeen = header.ack
             peer.pointee.failuresExpected = header.failures

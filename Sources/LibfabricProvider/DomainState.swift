@@ -19,8 +19,8 @@ struct DomainState {
     let threshold: Int
     let frameBytes: Int
     let writeFlags: UInt64
-    /// Whether frames confirm the writes before them, to peers that know us: an acknowledgement for many writes, where
-    /// FI_DELIVERY_COMPLETE costs one each. Takes a transport that keeps sends behind writes, and 64 bits with a write.
+    /// Whether receivers acknowledge writes in the headers of their frames, many at once, where FI_DELIVERY_COMPLETE costs a
+    /// packet each. Takes a transport that keeps writes and sends in order, and 64 bits with a write.
     let countsWrites: Bool
     let postsPerPoll: Int
     let transmitSlots: Int
@@ -56,6 +56,9 @@ struct DomainState {
     /// Acknowledged frames whose completions have not all been handed out.
     var firstReport: Int32 = -1
     var lastReport: Int32 = -1
+    /// Acknowledged or failed counted writes that have not been handed out.
+    var firstEnded: Int32 = -1
+    var lastEnded: Int32 = -1
     /// Finished writes whose count has not been put into a frame.
     var firstUncounted: Int32 = -1
     var lastUncounted: Int32 = -1
@@ -76,7 +79,10 @@ struct DomainState {
     var posted = 0
     var writesInFlight = 0
     var framesInFlight = 0
+    var countedInFlight = 0
     var polls: UInt32 = 0
+    /// Polls in a row that found nothing.
+    var calm: UInt32 = 0
 
     // The caller's buffer during a poll.
     var output: UnsafeMutablePointer<Completion>
@@ -132,14 +138,17 @@ struct DomainState {
                 _ = sendOpenFrame(of: index)
             }
             let owed = peer.pointee.processed &- peer.pointee.acknowledged
+            let owesWrites = peer.pointee.countedTold != peer.pointee.countedArrivals
             if peer.pointee.owesAck || peer.pointee.owesGap || owed >= Tuning.window / 2
                 || ((isIdle || force) && (owed > 0 || peer.pointee.failureAck >= 0))
+                || (owesWrites && (force || calm >= Tuning.calmPolls))
             {
                 _ = sendAck(to: index, flags: 0)
             }
             let isDone =
                 peer.pointee.open < 0 && peer.pointee.processed == peer.pointee.acknowledged
                 && peer.pointee.failureAck < 0 && !peer.pointee.owesAck && !peer.pointee.owesGap
+                && peer.pointee.countedTold == peer.pointee.countedArrivals
             if isDone {
                 peer.pointee.isListed = false
             } else {
@@ -187,6 +196,7 @@ struct DomainState {
         let peer = peers + index
         return peer.pointee.isLost && peer.pointee.imports == 0 && peer.pointee.writes == 0
             && peer.pointee.open < 0 && !peer.pointee.isListed && firstArrived < 0 && firstEarly < 0
+            && firstEnded < 0
     }
 
     /// Gives up what is on its way to a peer: all of it ends with `status`, and the next frame starts over.
@@ -203,10 +213,14 @@ struct DomainState {
             sendFrames[Int(frame)].failAll(status, detail: detail)
             report(frame)
         }
+        endWrites(of: peer, .max, status, detail)
         peer.pointee.isLost = true
         peer.pointee.epoch &+= 1
         peer.pointee.nextSequence = 0
         peer.pointee.countedWrites = 0
+        peer.pointee.countedAcked = 0
+        peer.pointee.countedAsked = 0
+        peer.pointee.bytesSinceAsked = 0
         peer.pointee.inFlight = 0
         peer.pointee.remoteIndex = .max
         peer.pointee.refusedSince = 0
@@ -238,7 +252,8 @@ struct DomainState {
 
     /// Whether nothing is left that only a poll moves on.
     var isQuiet: Bool {
-        firstReport < 0 && firstUncounted < 0 && firstArrived < 0 && held < 0 && unposted < 0
+        firstReport < 0 && firstEnded < 0 && firstUncounted < 0 && firstArrived < 0 && held < 0
+            && unposted < 0
     }
 }
 

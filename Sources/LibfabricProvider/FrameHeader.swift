@@ -20,8 +20,6 @@ struct FrameHeader: BitwiseCopyable {
         static let ping: UInt16 = 4
         /// A frame of the receiver's is missing: what it has on its way is lost.
         static let gap: UInt16 = 8
-        /// Writes wait for this frame's acknowledgement: it is sent at once.
-        static let confirm: UInt16 = 16
     }
 
     var magic = FrameHeader.magic
@@ -50,30 +48,47 @@ struct FrameHeader: BitwiseCopyable {
     var receiver: UInt64
     /// Counted writes that the sender has posted in its epoch before this frame.
     var writes: UInt32
+    /// Counted writes of `ackEpoch` that have come.
+    var writesAck: UInt32
 }
 
-/// The 64 bits that come with a write whose delivery the receiver's acknowledgement of a later frame confirms.
+/// The 64 bits that come with a write whose delivery the receiver acknowledges in the header of its next frame.
 ///
-/// The lower half is a `WireImmediate`. The upper half says whose write it is, so that the receiver counts the writes of each
-/// sender: a frame whose sender has posted more than that comes after a loss.
+/// The lower half is a `WireImmediate`. The upper half says whose write it is and which, so that a loss shows: writes to one
+/// peer arrive in the order they were posted, or something is missing between them.
 struct CountedWrite {
     var rawValue: UInt64
 
-    private static let mark: UInt64 = 1 << 46
-    private static let silent: UInt64 = 1 << 47
+    private static let silent: UInt64 = 1 << 61
+    private static let asking: UInt64 = 1 << 62
+    private static let mark: UInt64 = 1 << 63
+    /// No more may be on their way to one peer, so that a number is not mistaken for another.
+    static let sequences: UInt32 = 1 << 10
 
-    /// `place` is the sender's in the receiver's peer table; without eighths nothing but the write itself is counted.
-    init(_ immediate: UInt32, eighths: UInt32, place: UInt32, epoch: UInt32) {
+    /// Without eighths nothing but the write itself is counted.
+    ///
+    /// - Parameters:
+    ///   - place: The sender's place in the receiver's peer table.
+    ///   - sequence: The write's number in the sender's epoch.
+    ///   - asks: Whether the receiver is asked to acknowledge at once.
+    init(_ immediate: UInt32, eighths: UInt32, place: UInt32, epoch: UInt32, sequence: UInt32, asks: Bool) {
         let wire = eighths > 0 ? UInt64(WireImmediate(immediate, eighths: eighths).rawValue) : Self.silent
-        rawValue = wire | Self.mark | UInt64(place & 0x3FFF) << 32 | UInt64(epoch & 0xFFFF) << 48
+        rawValue =
+            wire | Self.mark | (asks ? Self.asking : 0) | UInt64(place & 0xFFF) << 32
+            | UInt64(sequence % Self.sequences) << 44 | UInt64(epoch & 0x7F) << 54
     }
 
     init(rawValue: UInt64) { self.rawValue = rawValue }
 
     var isCounted: Bool { rawValue & Self.mark != 0 }
     var hasImmediate: Bool { rawValue & Self.silent == 0 }
-    var place: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 32) & 0x3FFF }
-    var epoch: UInt16 { UInt16(truncatingIfNeeded: rawValue >> 48) }
+    var asks: Bool { rawValue & Self.asking != 0 }
+    var place: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 32) & 0xFFF }
+    var sequence: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 44) % Self.sequences }
+    /// How many epochs the write is ahead of `epoch`, of which it carries seven bits.
+    func ahead(of epoch: UInt32) -> Int8 {
+        Int8(truncatingIfNeeded: (UInt32(truncatingIfNeeded: rawValue >> 54) &- epoch) << 1) >> 1
+    }
 }
 
 /// Records of one frame that were not carried out.

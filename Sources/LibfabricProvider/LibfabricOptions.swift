@@ -60,6 +60,12 @@ public enum Tuning {
     static let window: UInt32 = 16
     /// Frames on their way to one peer at which a frame that is not full waits for more.
     static let aggregation: UInt32 = 2
+    /// Bytes of large writes to one peer after which the next acknowledgement is asked for.
+    static let askBytes = 1 << 20
+    /// Large writes that may be on their way to one peer without an acknowledgement.
+    static let countedWrites = CountedWrite.sequences
+    /// Polls in a row that find nothing, after which a receiver acknowledges writes without being asked.
+    static let calmPolls: UInt32 = 32
     /// Frames of one domain, for all its peers.
     static let sendFrames = 64
     /// Buffers for acknowledgements on their way.

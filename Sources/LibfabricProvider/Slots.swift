@@ -17,8 +17,15 @@ struct OperationSlot {
     /// Eighths that a record has to count once the write is complete; 0 when the immediate does.
     var eighths: UInt32
     var peer: Int32
-    /// Whether a record in a frame ends the write, once the frame is acknowledged.
+    /// Whether the receiver's acknowledgement ends the write, not libfabric's completion.
     var isCounted = false
+    /// Whether a record in a frame reports a counted write.
+    var hasRecord = false
+    /// Whether libfabric still has a counted write, and whether it has ended and has been reported.
+    var isPosted = false
+    var isReported = false
+    var status = WorkStatus.success
+    var detail: Int32 = 0
     /// Next in a free list or a queue, or -1.
     var next: Int32
     /// The peer's epoch when a frame was sent, or the epoch and number of a frame that came.
@@ -48,8 +55,6 @@ struct SendFrame {
     var reportedRecords: UInt32 = 0
     var reportedFailures = 0
     var detail: Int32 = 0
-    /// Whether writes wait for its acknowledgement.
-    var confirmsWrites = false
     /// Whether libfabric still has the buffer.
     var isPosted = false
     /// Whether all completions have been handed out.
@@ -67,7 +72,6 @@ struct SendFrame {
         reportedRecords = 0
         reportedFailures = 0
         detail = 0
-        confirmsWrites = false
         isPosted = false
         isReported = false
         next = -1
@@ -155,8 +159,15 @@ struct Peer {
     var lastInFlight: Int32 = -1
     /// Writes of their own that are on their way.
     var writes = 0
-    /// Counted writes posted in this epoch.
+    /// Counted writes posted in this epoch, those acknowledged, and the last one that asked for it.
     var countedWrites: UInt32 = 0
+    var countedAcked: UInt32 = 0
+    var countedAsked: UInt32 = 0
+    /// Bytes of counted writes since that one.
+    var bytesSinceAsked = 0
+    /// The counted writes that are not acknowledged, in order.
+    var firstCounted: Int32 = -1
+    var lastCounted: Int32 = -1
     /// Since when the transport takes nothing, or 0.
     var refusedSince: UInt64 = 0
     /// Since when the oldest frame waits for its acknowledgement, or 0 when nobody has looked yet.
@@ -168,8 +179,9 @@ struct Peer {
 
     // What is received from it.
     var inEpoch: UInt32 = 0
-    /// Counted writes that came in this epoch.
+    /// Counted writes that came in this epoch, and how many of them it was told of.
     var countedArrivals: UInt32 = 0
+    var countedTold: UInt32 = 0
     /// Frames that came.
     var arrived: UInt32 = 0
     /// Frames that have been carried out, and how many of them it was told of.
@@ -187,4 +199,12 @@ struct Peer {
 
     /// Whether it is in the list of peers that need a look.
     var isListed = false
+
+    /// What rides with the next counted write. The first of several asks for an acknowledgement, and the one after so many bytes.
+    @inline(__always) func nextCounted(_ immediate: UInt32, eighths: UInt32) -> CountedWrite {
+        let isAnswered = Int32(bitPattern: countedAcked &- countedAsked) >= 0
+        return CountedWrite(
+            immediate, eighths: eighths, place: remoteIndex, epoch: epoch, sequence: countedWrites,
+            asks: isAnswered || bytesSinceAsked >= Tuning.askBytes)
+    }
 }

@@ -236,8 +236,8 @@ struct LibfabricDomainTests {
         #expect(pair.run { pair.a.ended[2] == 1 })
     }
 
-    /// Writes that end with a later frame's acknowledgement: if one of them never came - a connection that broke behind its
-    /// back - the frame must not speak for it.
+    /// Writes that the receiver's acknowledgement ends: if one of them never came - a connection that broke behind its back - none
+    /// after it is confirmed, nor counted.
     @Test func lostWritesAreNotConfirmed() throws {
         let pair = try Pair(Self.kinds[0])
         let number = pair.target.pointee.peer
@@ -254,6 +254,7 @@ struct LibfabricDomainTests {
         pair.post([pair.request(3, length: 100_000, immediate: 5)])
         #expect(pair.run { pair.a.ended[3] == 1 })
         #expect(pair.a.statuses[3] == .peerLost)
+        #expect(pair.b.page.eighths(of: 5) == 8, "a write that its sender is told is lost is not counted")
         // Both sides start over.
         for context in 4..<8 as Range<UInt64> {
             pair.post([pair.request(context, length: 100_000, from: 4096, to: 8192, immediate: 6)])
@@ -269,9 +270,14 @@ struct LibfabricDomainTests {
         for (eighths, place, epoch) in [(8, 0, 0), (1, 4095, 65535), (0, 77, 65537)]
             as [(UInt32, UInt32, UInt32)]
         {
-            let write = CountedWrite(Immediate.max.value, eighths: eighths, place: place, epoch: epoch)
-            #expect(write.isCounted && write.hasImmediate == (eighths > 0))
-            #expect(write.place == place && write.epoch == UInt16(truncatingIfNeeded: epoch))
+            let write = CountedWrite(
+                Immediate.max.value, eighths: eighths, place: place, epoch: epoch, sequence: epoch &+ 1023,
+                asks: place == 77)
+            #expect(write.isCounted && write.hasImmediate == (eighths > 0) && write.asks == (place == 77))
+            #expect(write.place == place && write.sequence == (epoch &+ 1023) & 1023)
+            for distance in [-60, -1, 0, 1, 63] as [Int32] {
+                #expect(write.ahead(of: epoch &- UInt32(bitPattern: distance)) == Int8(distance))
+            }
             if eighths > 0 {
                 let wire = WireImmediate(rawValue: UInt32(truncatingIfNeeded: write.rawValue))
                 #expect(wire.eighths == eighths && wire.immediate == Immediate.max.value)
@@ -336,7 +342,7 @@ struct LibfabricDomainTests {
                     start: hello ? 136 : UInt16(64 + small(3) * 8),
                     length: UInt32(length), to: hello ? .max : small(2), from: small(1), epoch: small(2),
                     sequence: small(20), ackEpoch: small(1), ack: small(20), failures: small(2), sender: 11,
-                    receiver: 22, writes: small(2))
+                    receiver: 22, writes: small(2), writesAck: small(2))
                 bytes.storeBytes(of: header, as: FrameHeader.self)
                 if hello {
                     bytes.storeBytes(
