@@ -200,7 +200,7 @@ struct Peer {
     /// Whether it is in the list of peers that need a look.
     var isListed = false
 
-    /// What rides with the next counted write. The first of several asks for an acknowledgement, and the one after so many bytes.
+    /// What rides with the next counted write. The first of several asks to be acknowledged, and one after so many bytes.
     @inline(__always) func nextCounted(_ immediate: UInt32, eighths: UInt32) -> CountedWrite {
         let isAnswered = Int32(bitPattern: countedAcked &- countedAsked) >= 0
         return CountedWrite(

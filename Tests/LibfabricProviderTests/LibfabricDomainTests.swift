@@ -236,8 +236,8 @@ struct LibfabricDomainTests {
         #expect(pair.run { pair.a.ended[2] == 1 })
     }
 
-    /// Writes that the receiver's acknowledgement ends: if one of them never came - a connection that broke behind its back - none
-    /// after it is confirmed, nor counted.
+    /// Writes that the receiver's acknowledgement ends: if one of them never came - a connection that broke behind its
+    /// back - none after it is confirmed, nor counted.
     @Test func lostWritesAreNotConfirmed() throws {
         let pair = try Pair(Self.kinds[0])
         let number = pair.target.pointee.peer
