@@ -30,7 +30,7 @@ extension DomainState {
 
     /// Starts a message; see `FabricDomain.send`.
     mutating func send(_ payload: UnsafeRawBufferPointer, to index: Int32, context: UInt64) -> PostResult {
-        guard payload.count <= Limits.messageBytes else {
+        guard payload.count <= Limits.packetBytes else {
             return PostResult(accepted: 0, isComplete: false, status: .outOfRange, detail: EMSGSIZE)
         }
         let frame = openFrame(to: index, room: FrameRecord.stride(length: payload.count))

@@ -40,6 +40,16 @@ final class Flight {
     let context: UInt64
     /// Bytes in all.
     let length: Int
+    /// What names the request when it fails; the connection and the number in it are given when it is launched.
+    let tag: RequestTag
+    var connection: UInt64 = 0
+    var ordinal: UInt64 = 0
+    /// Whether the sender has been told already, because its NIC gave up the connection.
+    var isSevered = false
+    /// Whether something went wrong after that.
+    private var isBroken = false
+    /// The bytes that were on the wire at that moment: the sender's memory is its own again.
+    private(set) var captured: MessageBytes?
     /// What is being carried.
     let body: Body
     /// Whether its first packet has been sent.
@@ -60,6 +70,7 @@ final class Flight {
         target = UInt64(key.peer)
         context = request.context
         length = request.length
+        tag = request.tag
         body = .write(
             unsafe Write(
                 source: request.source, localKey: request.localKey, remoteKey: key.key, index: key.index,
@@ -76,6 +87,7 @@ final class Flight {
         self.target = target
         self.context = context
         length = payload.count
+        tag = RequestTag(rawValue: 0)
         body = .message(unsafe MessageBytes(copying: payload))
     }
 
@@ -83,10 +95,30 @@ final class Flight {
     /// silence.
     func fail(_ status: WorkStatus, detail: Int32 = SimulatedDetail.none, penaltyNanoseconds: UInt64 = 0) {
         precondition(status != .success, "a failure needs a status that is not success")
+        if isSevered { isBroken = true }
         self.penaltyNanoseconds = max(self.penaltyNanoseconds, penaltyNanoseconds)
         guard self.status == .success else { return }
         self.status = status
         self.detail = detail
+    }
+
+    /// Whether its packets still land: nothing has gone wrong with them, whatever the sender has been told.
+    var isOnItsWay: Bool { isSevered ? !isBroken : status == .success }
+
+    /// Lets go of the sender's memory.
+    func sever(isWhole: Bool) {
+        isSevered = true
+        isBroken = !isWhole
+        if case .write(let write) = body, length > 0 {
+            captured = unsafe MessageBytes(
+                copying: UnsafeRawBufferPointer(start: write.source, count: length))
+        }
+    }
+
+    /// What the sender is told about a failed request.
+    var delivery: Delivery {
+        guard case .write = body, status == .peerLost || status == .providerFailed else { return .unknown }
+        return .unsettled(connection: connection, ordinal: ordinal)
     }
 
     /// What fault rules are told that its packets are.

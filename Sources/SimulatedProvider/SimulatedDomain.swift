@@ -89,7 +89,7 @@ public final class SimulatedDomain: FabricDomain {
     public func send(
         _ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64
     ) -> PostResult {
-        let tooLong = payload.count > Limits.messageBytes
+        let tooLong = payload.count > Limits.packetBytes
         if let refusal = room() ?? (tooLong ? (.providerFailed, SimulatedDetail.tooLong) : nil) {
             return PostResult(
                 accepted: 0, isComplete: false, status: refusal.status, detail: refusal.detail)
@@ -97,6 +97,18 @@ public final class SimulatedDomain: FabricDomain {
         let peer = unsafe UInt64(target.pointee.peer)
         unsafe network.launch(Flight(message: payload, to: peer, context: context, from: port))
         return PostResult(accepted: 1, isComplete: false, status: .success)
+    }
+
+    /// Gives up what is under way to the target's NIC.
+    public func sever(_ target: UnsafePointer<ImportedKey>) {
+        port.sever(unsafe UInt64(target.pointee.peer))
+    }
+
+    /// Lets nothing more of the connection land.
+    public func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger? {
+        port.incoming[connection, default: .init()].isClosed = true
+        let incoming = port.incoming[connection, default: .init()]
+        return DeliveryLedger(base: incoming.base, counted: incoming.counted)
     }
 
     private typealias Refusal = (status: WorkStatus, detail: Int32)

@@ -66,7 +66,7 @@ public struct SimulatedNIC: Hashable, Sendable {
 public enum SimulatedDetail {
     /// Nothing more to say than the status does.
     public static let none: Int32 = 0
-    /// The write is above `maximumWriteBytes`, or the message above `Limits.messageBytes`.
+    /// The write is above `maximumWriteBytes`, or the message above `Limits.packetBytes`.
     public static let tooLong: Int32 = 1
     /// The count does not fit into a wire immediate and the NIC is not one of those that count many, or the
     /// immediate has more than 30 bits.

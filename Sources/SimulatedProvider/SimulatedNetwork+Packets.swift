@@ -18,6 +18,7 @@ extension SimulatedNetwork {
     func launch(_ flight: Flight) {
         let source = flight.source
         source.outstanding += 1
+        source.admit(flight) { newConnection() }
         let ranges = cuts(of: flight)
         flight.openSegments = ranges.count
         for range in ranges { source.enqueue(Segment(flight: flight, range: range)) }
@@ -97,7 +98,8 @@ extension SimulatedNetwork {
         guard let target = openTarget(of: flight) else { return close(segment) }
         switch flight.body {
         case .write(let write):
-            if flight.status == .success { land(segment, of: write, at: target) }
+            if target.incoming[flight.connection]?.isClosed == true { flight.fail(.peerLost) }
+            if flight.isOnItsWay { land(segment, of: write, at: target) }
         case .message(let message):
             guard target.parked.isEmpty, target.hasRoom else { return target.parked.append(flight) }
             target.publish(.message(message, sender: flight.source.engine))
@@ -108,7 +110,7 @@ extension SimulatedNetwork {
     private func land(_ segment: Segment, of write: Flight.Write, at target: SimulatedPort) {
         let flight = segment.flight
         let length = flight.length
-        if length > 0, unsafe !flight.source.owns(write.source, length: length, localKey: write.localKey) {
+        if length > 0, flight.captured == nil, unsafe !flight.source.owns(write.source, length: length, localKey: write.localKey) {
             return flight.fail(.accessDenied, detail: SimulatedDetail.badLocalKey)
         }
         // The whole write is admitted or nothing of it, as a NIC does that reads the length in the first
@@ -124,8 +126,9 @@ extension SimulatedNetwork {
             else { return flight.fail(.accessDenied, detail: SimulatedDetail.badRemoteKey) }
             guard !segment.range.isEmpty else { return }
             let start = segment.range.lowerBound
-            // Both sides are registered and have just been checked.
-            unsafe (address + start).copyMemory(from: write.source + start, byteCount: segment.range.count)
+            // Both sides are registered and have just been checked, or the bytes are a copy.
+            let source = unsafe flight.captured?.bytes.baseAddress ?? write.source
+            unsafe (address + start).copyMemory(from: source + start, byteCount: segment.range.count)
         }
     }
 
@@ -136,10 +139,13 @@ extension SimulatedNetwork {
         flight.openSegments -= 1
         guard flight.openSegments == 0 else { return }
         let count = flight.count
-        if flight.status == .success, count.eighths > 0, let target = ports[flight.target] {
-            target.page.add(eighths: count.eighths, to: count.immediate)
+        if flight.isOnItsWay, let target = ports[flight.target] {
+            if count.eighths > 0 { target.page.add(eighths: count.eighths, to: count.immediate) }
+            target.note(flight)
+        } else if flight.delivery == .unknown {
+            ports[flight.target]?.note(flight)  // the sender knows, and will not ask
         }
-        acknowledge(flight)
+        if !flight.isSevered { acknowledge(flight) }
     }
 
     private func acknowledge(_ flight: Flight) {
@@ -163,8 +169,7 @@ extension SimulatedNetwork {
     /// Puts the end of a request out for the sender's `poll`.
     func complete(_ flight: Flight) {
         guard flight.source.isOpen else { return }
-        flight.source.publish(
-            .completion(context: flight.context, status: flight.status, detail: flight.detail))
+        flight.source.report(flight)
     }
 
     /// Called when a target's messages have been taken: lets those that were pushed back try again.

@@ -31,6 +31,7 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
     private var generator: SeededGenerator
     private var heap = EventHeap()
     private var planned: UInt64 = 0
+    private var connections: UInt64 = 0
     private var trace = TraceHash()
 
     /// Makes an empty network; everything random in it comes from `seed`.
@@ -85,6 +86,12 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
     func schedule(_ action: Event.Action, at time: UInt64) {
         planned += 1
         heap.push(Event(time: time, sequence: planned, action: action))
+    }
+
+    /// A number that no connection has had.
+    func newConnection() -> UInt64 {
+        connections += 1
+        return connections
     }
 
     /// A random word, for keys and ids.

@@ -8,14 +8,14 @@ final class SimulatedPort {
     /// What `poll` will hand over.
     enum Ready {
         /// The end of one request.
-        case completion(context: UInt64, status: WorkStatus, detail: Int32)
+        case completion(Completion)
         /// A message and the engine that sent it.
         case message(MessageBytes, sender: EngineID)
 
         /// Whether this is one more success of the context that `previous` reports.
         func extends(_ previous: Completion) -> Bool {
-            guard case .completion(let context, .success, _) = self else { return false }
-            return previous.count > 0 && previous.status == .success && previous.context == context
+            guard case .completion(let next) = self, next.status == .success else { return false }
+            return previous.count > 0 && previous.status == .success && previous.context == next.context
         }
     }
 
@@ -28,6 +28,25 @@ final class SimulatedPort {
         var tail: UInt64 = 0
         /// When the latest acknowledgement is back.
         var acknowledged: UInt64 = 0
+        /// The connection that is used now, 0 before the first request, and how many it has carried.
+        var connection: UInt64 = 0
+        var launched: UInt64 = 0
+        /// Requests that have not been reported.
+        var open: [UInt64: Flight] = [:]
+    }
+
+    /// What has come over one connection.
+    struct Incoming {
+        /// The first request that has not been counted, and those above it that have.
+        var base: UInt64 = 0
+        var counted: Set<UInt64> = []
+        /// Whether nothing lands any more.
+        var isClosed = false
+
+        mutating func note(_ ordinal: UInt64) {
+            counted.insert(ordinal)
+            while counted.remove(base) != nil { base += 1 }
+        }
     }
 
     /// Messages that a port holds for `poll`.
@@ -57,6 +76,8 @@ final class SimulatedPort {
     var remoteKeys: [UInt64: LocalRegion] = [:]
     /// Traffic by target.
     var lanes: [UInt64: Lane] = [:]
+    /// What has come, by connection.
+    var incoming: [UInt64: Incoming] = [:]
     /// Messages that found the inbox full, the oldest first. Their senders wait.
     var parked: [Flight] = []
     /// Whether an `unpark` event is on its way.
@@ -137,8 +158,8 @@ final class SimulatedPort {
 
     private func lend(_ item: Ready) -> Completion {
         switch item {
-        case .completion(let context, let status, let detail):
-            return Completion(context: context, count: 1, status: status, detail: detail)
+        case .completion(let completion):
+            return completion
         case .message(let message, let sender):
             lent.append(message)
             messagesReady -= 1
@@ -153,12 +174,66 @@ final class SimulatedPort {
         return offset <= UInt(region.length) && length <= region.length - Int(offset)
     }
 
+    /// Gives a request its place in the connection to its target.
+    func admit(_ flight: Flight, newConnection: () -> UInt64) {
+        guard case .write = flight.body else { return }
+        var lane = lanes.removeValue(forKey: flight.target) ?? Lane()
+        if lane.connection == 0 { lane.connection = newConnection() }
+        flight.connection = lane.connection
+        flight.ordinal = lane.launched
+        lane.open[lane.launched] = flight
+        lane.launched += 1
+        lanes[flight.target] = lane
+    }
+
+    /// Notes that a request has been counted, or that nobody will ask about it.
+    func note(_ flight: Flight) {
+        guard flight.connection != 0 else { return }
+        incoming[flight.connection, default: .init()].note(flight.ordinal)
+    }
+
+    /// Puts the end of a request out for `poll`, once.
+    func report(_ flight: Flight) {
+        guard !flight.isSevered else { return }
+        if lanes[flight.target]?.connection == flight.connection {
+            lanes[flight.target]?.open[flight.ordinal] = nil
+        }
+        var completion = Completion(
+            context: flight.context, count: 1, status: flight.status, detail: flight.detail)
+        if flight.status != .success {
+            completion.tag = flight.tag
+            completion.delivery = flight.delivery
+            completion.peer = Int(flight.target)
+        }
+        publish(.completion(completion))
+    }
+
+    /// Gives up what is under way to a target. What is on the wire may still land; what is not will not be sent.
+    func sever(_ target: UInt64) {
+        guard var lane = lanes[target] else { return }
+        let open = lane.open.sorted { $0.key < $1.key }.map(\.value)
+        lane.open = [:]
+        lane.queue = []
+        lane.first = 0
+        lane.connection = 0
+        lane.launched = 0
+        lanes[target] = lane
+        turns.removeAll { $0 == target }
+        for flight in open {
+            let isWhole = flight.status == .success
+            flight.fail(.peerLost)
+            report(flight)
+            flight.sever(isWhole: isWhole)
+        }
+    }
+
     /// Forgets everything.
     func shut() {
         isOpen = false
         localKeys = [:]
         remoteKeys = [:]
         lanes = [:]
+        incoming = [:]
         turns = []
         parked = []
         ready = []

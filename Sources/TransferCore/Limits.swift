@@ -9,6 +9,8 @@ public enum Limits {
     public static let regions = 4096
     /// Remote regions that one engine may have attached at once.
     public static let attachments = 65536
+    /// Engines that one engine knows; beyond that it does not answer those that it has not attached itself.
+    public static let peers = 16384
     /// Transfers in flight on one device; submitting another is `TransferError.Code.backPressure`.
     public static let transfers = 4096
     /// Counter waits that one engine may have outstanding; they share the table of the transfers.
@@ -21,6 +23,8 @@ public enum Limits {
     public static let nicSets = 4
     /// Largest payload of a two-sided message, in bytes.
     public static let messageBytes = 16384
+    /// Largest two-sided message that a provider carries: the payload, and what the engine puts before it.
+    public static let packetBytes = messageBytes + 64
     /// Messages kept for a receive pool that has not been opened yet; after that senders are pushed back.
     public static let messageBacklog = 1024
     /// Pages in one paged write.

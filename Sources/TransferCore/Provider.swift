@@ -30,9 +30,17 @@ public protocol FabricDomain: AnyObject {
 
     /// Starts requests in the order given. Returns how many were taken; the rest were not touched.
     func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult
-    /// Starts a two-sided message of at most `Limits.messageBytes`; the payload is copied before this returns.
+    /// Starts a two-sided message of at most `Limits.packetBytes`; the payload is copied before this returns.
     func send(_ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64)
         -> PostResult
+
+    /// Breaks the connection to a NIC: everything in flight to it ends as if the NIC had died, and is reported by `poll`.
+    func sever(_ target: UnsafePointer<ImportedKey>)
+    /// Closes a connection from a NIC of `sender`: nothing that was sent over it lands or counts after this. Returns which of
+    /// its requests have been counted; nil where that is not known yet, so that the sender asks again.
+    ///
+    /// `connection` is what the sender's NIC named in `Delivery.unsettled`. Asking again gives the same answer.
+    func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger?
 
     /// Makes progress and returns completions and messages. A message's bytes are valid until the next call.
     func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int
@@ -44,6 +52,12 @@ public protocol FabricDomain: AnyObject {
 
     /// Releases everything. Nothing is called afterwards.
     func close()
+}
+
+// For NICs that cannot say what became of a failed request: those fail their transfers.
+extension FabricDomain {
+    public func sever(_ target: UnsafePointer<ImportedKey>) {}
+    public func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger? { nil }
 }
 
 /// What a NIC is and can do.
@@ -182,6 +196,8 @@ public struct ImportedKey {
     public var immediate: UInt32
     /// Eighths of a count to add; 0 is a write without an immediate.
     public var eighths: UInt32
+    /// Comes back in the completion when the request fails.
+    public var tag = RequestTag(rawValue: 0)
 
     @inlinable public init(
         context: UInt64, source: UnsafeRawPointer, length: Int, localKey: UInt64,
@@ -254,6 +270,12 @@ public struct PostResult {
     public var detail: Int32
     /// A message's bytes, valid until the next poll.
     public var message: UnsafeRawBufferPointer
+    /// Of a request that failed and whose `delivery` is known: which one. Such requests are reported one by one.
+    public var tag = RequestTag(rawValue: 0)
+    /// Of a request that failed: whether it may have been counted.
+    public var delivery = Delivery.unknown
+    /// With such a delivery: the NIC that it was for, as `ImportedKey.peer` says it.
+    public var peer = 0
 
     @inlinable public init(context: UInt64, count: UInt32, status: WorkStatus = .success, detail: Int32 = 0) {
         self.context = context

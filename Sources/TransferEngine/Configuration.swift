@@ -51,6 +51,8 @@ public struct Configuration: Sendable {
     public var stripeBytes: Int
     /// How long a transfer or a wait may take when it names no time of its own.
     public var timeout: Duration
+    /// When silent NICs and peers are asked whether they live, and when they count as lost.
+    public var liveness = Liveness()
 
     public init(
         name: String = "engine", nics: [NIC] = [.sharedMemory], progress: Progress = .adaptive,

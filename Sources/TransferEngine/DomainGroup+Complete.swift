@@ -40,17 +40,26 @@ extension DomainGroup {
         slot.completed += Int(completion.count)
         slot.lastProgress = hot.value.now
         precondition(slot.inFlight >= 0, "a provider completed a request twice")
-        if completion.status != .success {
-            // It ends here, not where it waits for its NIC to take more.
-            if slot.isPosting { hot.value.ready.remove(index) }
+        if completion.status != .success, !recover(&slot, completion, domain) {
             fail(&slot, completion.status, completion.detail, domain)
         }
         guard slot.inFlight == 0 else { return }
         if slot.isAbandoned {
-            recycle(&slot, index)
-        } else if !slot.isPosting {
+            if slot.unsettled.isEmpty { recycle(&slot, index) }
+        } else if !slot.isPosting, !slot.isReady {
+            proceed(&slot, index)
+        } else if slot.failure != .success {
+            // It ends here, not where it waits for its NIC to take more.
+            unready(&slot, index)
             advance(&slot, index)
         }
+    }
+
+    /// Takes a slot out of those that are pumped.
+    func unready(_ slot: inout TransferSlot, _ index: UInt32) {
+        guard slot.isReady else { return }
+        slot.isReady = false
+        hot.value.ready.remove(index)
     }
 
     /// Notes the first failure of a slot; nothing more of it is posted.
@@ -63,6 +72,8 @@ extension DomainGroup {
         slot.failureDomain = UInt8(domain)
         if slot.isPosting { slot.pages.forget() }
         slot.isPosting = false
+        slot.redo = []
+        slot.unsettled = []
     }
 
     /// The operation is over. A callback is called in the same round but not from here, so that a callback that submits
@@ -101,8 +112,9 @@ extension DomainGroup {
         callback?(result)
     }
 
-    private func recycle(_ slot: inout TransferSlot, _ index: UInt32) {
+    func recycle(_ slot: inout TransferSlot, _ index: UInt32) {
         slot.isAbandoned = false
+        if !slot.receipts.isEmpty { giveReceipts(&slot, .quiescent) }
         free.push(index)
     }
 
@@ -111,6 +123,7 @@ extension DomainGroup {
     /// Looks at the clock and ends what has taken too long. O(slots in use).
     func checkDeadlines() {
         hot.value.now = clock.nowNanoseconds
+        if hot.value.now >= hot.value.nextTend { tend() }
         for index in 0..<hot.value.usedSlots {
             // pairs with the store in submit
             let isPending = statuses[index].load(ordering: .acquiring) & SlotStatus.pending != 0
@@ -123,6 +136,7 @@ extension DomainGroup {
     /// The earliest deadline, or `.max`. O(slots in use).
     var nextDeadline: UInt64 {
         var earliest = UInt64.max
+        if needsTending { earliest = hot.value.nextTend }
         for index in 0..<hot.value.usedSlots
         where statuses[index].load(ordering: .acquiring) & SlotStatus.pending != 0 {  // pairs with submit
             earliest = min(earliest, slots[index].deadline)
@@ -133,24 +147,36 @@ extension DomainGroup {
     /// Tells the caller that the deadline passed. While requests are in flight the slot stays taken, so that a late
     /// completion finds its own slot.
     private func abandon(_ slot: inout TransferSlot, _ index: UInt32) {
+        if hot.value.finished.contains(index) { return }
+        giveUp(&slot, index, stallReport(&slot))
+    }
+
+    /// Ends a transfer with an error at once, whatever is in flight.
+    func giveUp(_ slot: inout TransferSlot, _ index: UInt32, _ error: TransferError) {
         slot.deadline = .max
         let wait = (0..<hot.value.waitCount).first { waits[$0] == index }
         if let wait {
             hot.value.waitCount -= 1
             waits[wait] = waits[hot.value.waitCount]
         }
-        hot.value.ready.remove(index)
-        if hot.value.finished.contains(index) { return }
-        let report = stallReport(&slot)
+        unready(&slot, index)
         slot.isPosting = false
         slot.isSilentStage = false
-        conclude(&slot, index, .failure(report))
-        if slot.inFlight == 0 { recycle(&slot, index) } else { slot.isAbandoned = true }
+        slot.redo = []
+        conclude(&slot, index, .failure(error))
+        if slot.inFlight == 0, slot.unsettled.isEmpty {
+            recycle(&slot, index)
+        } else {
+            slot.isAbandoned = true
+            slot.abandoned = Transfer(
+                index: index, generation: UInt32(statuses[index].load(ordering: .relaxed) >> 32) &- 1)
+        }
     }
 
     // MARK: Messages for people
 
     private func error(of slot: inout TransferSlot) -> TransferError {
+        if let reason = slot.reason { return reason }
         let domain = domainNames[Int(slot.failureDomain)]
         let operation = "\(slot.kind) by \(engineName) over \(domain)"
         switch slot.failure {

@@ -48,32 +48,47 @@ extension DomainGroup {
     }
 
     private func narrower(_ whole: borrowing Attachment, _ set: UInt8) -> Attachment {
+        restricted(whole) { set & 1 << UInt8(whole.rails[$0].local) != 0 }
+    }
+
+    /// The same target over some of its rails.
+    func restricted(_ whole: borrowing Attachment, _ isKept: (_ rail: Int) -> Bool) -> Attachment {
         var rails: [Rail] = []
         var keys: [ImportedKey] = []
+        var links: [Int32] = []
         var widths: [UInt32] = []
-        for rail in 0..<whole.rails.count where set & 1 << UInt8(whole.rails[rail].local) != 0 {
+        for rail in 0..<whole.rails.count where isKept(rail) {
             rails.append(whole.rails[rail])
             keys.append(whole.keys[rail])
+            links.append(whole.links[rail])
             widths.append(whole.rails[rail].end - (rail == 0 ? 0 : whole.rails[rail - 1].end))
         }
         for (rail, end) in zip(rails.indices, Rail.ends(widths)) { rails[rail].end = end }
         return Attachment(
             generation: nextGeneration(), isWritable: whole.isWritable, length: whole.length,
-            rails: Table(rails), keys: Table(keys),
+            rails: Table(rails), keys: Table(keys), links: Table(links),
             maximumWriteBytes: keys.reduce(.max) { min($0, $1.maximumWriteBytes) },
-            completesAtOnce: keys.allSatisfy(\.completesAtOnce), nics: whole.nics & set, isNarrower: true)
+            completesAtOnce: keys.allSatisfy(\.completesAtOnce),
+            nics: rails.reduce(0) { $0 | 1 << UInt8($1.local) }, isNarrower: true)
     }
 
     /// Ends an attachment: its imports, the narrower ones that share them, and its entry. Its index stays taken.
     func detach(_ index: UInt32) {
         let attachment = exchange(&attachments[index], with: Attachment())
         for narrower in attachment.narrower where narrower.index != .max {
-            attachments[narrower.index] = Attachment()
+            detach(narrower.index)
             freeAttachments.push(narrower.index)
+        }
+        for detour in attachment.detours {
+            attachments[detour.index] = Attachment()
+            freeAttachments.push(detour.index)
         }
         guard !attachment.isNarrower else { return }
         for rail in 0..<attachment.rails.count {
             domains[attachment.rails[rail].local].releaseImport(attachment.keys[rail])
+            if let link = links.release(Int(attachment.links[rail])), link.state == .down {
+                hot.value.downLinks -= 1
+            }
         }
     }
 

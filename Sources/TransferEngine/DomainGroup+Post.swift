@@ -15,9 +15,10 @@ extension DomainGroup {
             awaitCount(&slot, index)
         case .send:
             slot.isPosting = true
-            if !sendMessage(&slot, index) { hot.value.ready.append(index) }
+            if !sendMessage(&slot, index) { makeReady(&slot, index) }
         case .write, .paged, .scatter, .barrier:
             slot.isPosting = true
+            if hot.value.downLinks > 0 { redirect(&slot) }
             hot.value.sequence &+= 1
             slot.sequence = hot.value.sequence
             slot.isSilentStage = slot.eighths > 0 && needsSilentStage(&slot)
@@ -41,8 +42,9 @@ extension DomainGroup {
         let before = hot.value.posted
         for _ in 0..<hot.value.ready.count {
             let index = hot.value.ready.removeFirst()
+            slots[index].isReady = false
             if slots[index].kind == .send {
-                if !sendMessage(&slots[index], index) { hot.value.ready.append(index) }
+                if !sendMessage(&slots[index], index) { makeReady(&slots[index], index) }
             } else {
                 pump(&slots[index], index)
             }
@@ -52,19 +54,38 @@ extension DomainGroup {
 
     /// Posts what can be posted; a slot that is pushed back waits in `ready`. What it still needs afterwards it owns.
     private func pump(_ slot: inout TransferSlot, _ index: UInt32) {
-        guard slot.isPosting else {
-            if slot.inFlight == 0 { advance(&slot, index) }
-            return
+        var flow = Flow.posted
+        if slot.isPosting {
+            flow = slot.kind == .paged ? postPages(&slot, index) : postTargets(&slot, index)
+            if flow == .posted { slot.isPosting = false }
         }
-        let flow = slot.kind == .paged ? postPages(&slot, index) : postTargets(&slot, index)
+        if flow == .posted, !slot.redo.isEmpty { flow = postAgain(&slot, index) }
         switch flow {
         case .blocked:
             slot.pages.keep()
-            hot.value.ready.append(index)
+            makeReady(&slot, index)
         case .posted, .failed:
             slot.isPosting = false
-            if slot.isSilentStage { slot.pages.keep() } else { slot.pages.forget() }
-            if slot.inFlight == 0 { advance(&slot, index) }
+            // What is in flight may have to be posted again, over another rail.
+            let isNeeded = slot.isSilentStage || slot.inFlight > 0 && attachments[slot.attachment].rails.count > 1
+            if isNeeded { slot.pages.keep() } else { slot.pages.forget() }
+            if slot.inFlight == 0 { proceed(&slot, index) }
+        }
+    }
+
+    /// Queues a slot to be pumped, once.
+    func makeReady(_ slot: inout TransferSlot, _ index: UInt32) {
+        guard !slot.isReady else { return }
+        slot.isReady = true
+        hot.value.ready.append(index)
+    }
+
+    /// Nothing of the slot is in flight: posts what has to be posted again, waits for what is unsettled, or goes on.
+    func proceed(_ slot: inout TransferSlot, _ index: UInt32) {
+        if slot.failure == .success, !slot.redo.isEmpty {
+            makeReady(&slot, index)
+        } else if slot.failure != .success || slot.unsettled.isEmpty {
+            advance(&slot, index)
         }
     }
 
@@ -74,7 +95,7 @@ extension DomainGroup {
             slot.isSilentStage = false
             slot.isPosting = true
             rewind(&slot, attachments[slot.attachment])
-            hot.value.ready.append(index)
+            makeReady(&slot, index)
         } else if slot.kind == .barrier, slot.failure == .success {
             slot.expectedEighths = Int64(slot.targetCount) * Int64(Eighths.whole)
             awaitCount(&slot, index)
@@ -130,9 +151,14 @@ extension DomainGroup {
     ) -> Flow {
         accepted = 0
         while accepted < count {
+            var end = count
+            if hot.value.downLinks > 0 {
+                end = divert(&slot, domain, &accepted, count)
+                if accepted == count { break }
+            }
             // The batch does not move, and its requests stay good until they are filled anew.
             let result = unsafe domains[domain].post(
-                UnsafeBufferPointer(start: batch.address(of: accepted), count: count - accepted))
+                UnsafeBufferPointer(start: batch.address(of: accepted), count: end - accepted))
             accepted += result.accepted
             hot.value.posted &+= UInt64(result.accepted)
             if result.isComplete {
@@ -142,10 +168,78 @@ extension DomainGroup {
             }
             if result.status == .success, result.accepted > 0 { continue }
             if result.status == .success || result.status == .again { return .blocked }
+            if isBroken(batch[accepted], domain, result.status) { continue }
             fail(&slot, result.status, result.detail, domain)
             return .failed
         }
         return .posted
+    }
+
+    /// Posts again what was on NICs that failed, over those that are left.
+    private func postAgain(_ slot: inout TransferSlot, _ index: UInt32) -> Flow {
+        while let tag = slot.redo.last {
+            guard let way = detour(&slot, tag) else {
+                fail(&slot, .peerLost, 0, Int(slot.failureDomain))
+                return .failed
+            }
+            let count = fill(&slot, index, again: tag, over: way.attachment, way.rail)
+            var accepted = 0
+            // A link that breaks here sends its requests back to the list: take this one off first.
+            slot.redo.removeLast()
+            let flow = post(&slot, attachments[way.attachment].rails[way.rail].local, count, accepted: &accepted)
+            let isPaged = slot.kind == .paged && !tag.isChunk
+            let rest = isPaged ? tag.dropping(accepted) : accepted == count ? nil : tag
+            if flow != .failed, let rest { slot.redo.append(rest) }
+            if flow != .posted { return flow }
+        }
+        return .posted
+    }
+
+    /// Fills the batch with the requests that a tag names, for another rail. Pages that travelled as one go one by one, since
+    /// the other NIC may not count many.
+    private func fill(
+        _ slot: inout TransferSlot, _ index: UInt32, again tag: RequestTag, over attachment: UInt32, _ rail: Int
+    ) -> Int {
+        let way = way(&slot, index, to: attachments[attachment], rail: rail)
+        if slot.kind == .paged, !tag.isChunk {
+            let count = min(tag.part, Limits.requestsPerPost)
+            for page in 0..<count {
+                let (source, target) = place(&slot, ofPage: tag.unit + page)
+                batch[page] = way.request(
+                    RequestTag(rail: tag.rail, unit: tag.unit + page, part: 1), from: source, slot.length,
+                    at: target, eighths: slot.eighths)
+            }
+            return count
+        }
+        let (piece, source, target) = piece(&slot, of: tag)
+        let limit = attachments[slot.attachment(of: tag)].maximumWriteBytes
+        let chunk = nextChunk(
+            piece, limit, tag.chunk * Int(limit), counts: slot.eighths > 0, isSilent: slot.isSilentStage)
+        guard let chunk else { return 0 }
+        batch[0] = way.request(
+            tag, from: source + piece.offset + chunk.offset, chunk.length,
+            at: target + piece.offset + chunk.offset, eighths: chunk.eighths)
+        return 1
+    }
+
+    private func place(_ slot: inout TransferSlot, ofPage page: Int) -> (source: Int, target: Int) {
+        let source = Int(slot.pages.sources[page])
+        let target = Int(slot.pages.targets[page])
+        let (sourceOffset, targetOffset) = (slot.sourceOffset, slot.targetOffset)
+        return (sourceOffset + source * slot.sourceStride, targetOffset + target * slot.targetStride)
+    }
+
+    /// The piece that a tag's chunk belongs to, and where source and target begin.
+    private func piece(_ slot: inout TransferSlot, of tag: RequestTag) -> (Piece, source: Int, target: Int) {
+        if slot.kind == .paged {
+            let (source, target) = place(&slot, ofPage: tag.unit)
+            let piece = Piece(rail: tag.rail, offset: 0, length: slot.length, eighths: slot.eighths)
+            return (piece, source, target)
+        }
+        let target = target(&slot, tag.unit)
+        let count = cut(&slot, target, tag.unit, attachments[target.attachment])
+        let number = (0..<count).first { pieces[$0].rail == tag.rail } ?? 0
+        return (pieces[number], target.sourceOffset, target.targetOffset)
     }
 
     // MARK: Writes, scatters, barriers
@@ -190,18 +284,25 @@ extension DomainGroup {
         return (count, domain)
     }
 
+    /// Cuts what goes to one target into `pieces`.
+    private func cut(
+        _ slot: inout TransferSlot, _ target: ScatterTarget, _ number: Int, _ attachment: borrowing Attachment
+    ) -> Int {
+        planner.cut(
+            length: target.length, rails: attachment.rails.span, sequence: slot.sequence &+ UInt32(number),
+            into: pieces)
+    }
+
     /// Goes on with the requests to one target. Returns whether those were all.
     private func fill(
         _ slot: inout TransferSlot, _ index: UInt32, _ target: ScatterTarget,
         _ attachment: borrowing Attachment, _ cursor: inout Cursor, _ count: inout Int, _ domain: inout Int
     ) -> Bool {
-        let pieceCount = planner.cut(
-            length: target.length, rails: attachment.rails.span,
-            sequence: slot.sequence &+ UInt32(cursor.target), into: pieces)
+        let pieceCount = cut(&slot, target, cursor.target, attachment)
         while cursor.piece < pieceCount, count < Limits.requestsPerPost {
             let piece = pieces[cursor.piece]
             let local = attachment.rails[piece.rail].local
-            let limit = attachment.keys[piece.rail].maximumWriteBytes
+            let limit = attachment.maximumWriteBytes
             let next = nextChunk(
                 piece, limit, cursor.chunk, counts: slot.eighths > 0, isSilent: slot.isSilentStage)
             guard let chunk = next else {
@@ -213,8 +314,11 @@ extension DomainGroup {
             domain = local
             let offset = piece.offset + chunk.offset
             marks[count] = cursor
+            let tag = RequestTag(
+                rail: piece.rail, unit: cursor.target,
+                chunk: chunk.offset == 0 ? 0 : chunk.offset / Int(limit))
             batch[count] = way(&slot, index, to: attachment, rail: piece.rail).request(
-                from: target.sourceOffset + offset, chunk.length, at: target.targetOffset + offset,
+                tag, from: target.sourceOffset + offset, chunk.length, at: target.targetOffset + offset,
                 eighths: chunk.eighths)
             count += 1
             cursor.chunk = chunk.offset + max(1, chunk.length)
@@ -281,7 +385,7 @@ extension DomainGroup {
     /// Fills the batch with pages of one rail, from its cursor on, and moves the cursor.
     private func fillPages(_ slot: inout TransferSlot, _ index: UInt32, _ rail: Int, _ end: Int) -> Int {
         let page = slot.railCursors[rail]
-        let limit = attachments[slot.attachment].keys[rail].maximumWriteBytes
+        let limit = attachments[slot.attachment].maximumWriteBytes
         if UInt64(slot.length) > limit {
             let (count, cursor) = longPages(
                 &slot, index, to: attachments[slot.attachment], rail, page..<end)
@@ -324,6 +428,7 @@ extension DomainGroup {
             }
             marks[count] = Cursor(target: first)
             batch[count] = way.request(
+                RequestTag(rail: rail, unit: first, part: page - first),
                 from: sourceOffset + Int(sources[first]) * sourceStride, (page - first) * length,
                 at: targetOffset + Int(targets[first]) * targetStride,
                 eighths: UInt32(page - first) * eighths)
@@ -348,7 +453,7 @@ extension DomainGroup {
         _ range: Range<Int>
     ) -> (count: Int, next: Cursor) {
         let way = way(&slot, index, to: attachment, rail: rail)
-        let limit = attachment.keys[rail].maximumWriteBytes
+        let limit = attachment.maximumWriteBytes
         let piece = Piece(rail: rail, offset: 0, length: slot.length, eighths: slot.eighths)
         var cursor = Cursor(target: range.lowerBound, chunk: slot.railChunks[rail])
         let (counts, isSilent) = (slot.eighths > 0, slot.isSilentStage)
@@ -361,8 +466,11 @@ extension DomainGroup {
                 continue
             }
             marks[count] = cursor
+            let tag = RequestTag(
+                rail: rail, unit: cursor.target,
+                chunk: chunk.offset == 0 ? 0 : chunk.offset / Int(limit))
             batch[count] = way.request(
-                from: slot.sourceOffset + Int(sources[cursor.target]) * slot.sourceStride + chunk.offset,
+                tag, from: slot.sourceOffset + Int(sources[cursor.target]) * slot.sourceStride + chunk.offset,
                 chunk.length,
                 at: slot.targetOffset + Int(targets[cursor.target]) * slot.targetStride + chunk.offset,
                 eighths: chunk.eighths)
@@ -377,11 +485,12 @@ extension DomainGroup {
     /// Hands a message to its NIC; false when it is pushed back.
     private func sendMessage(_ slot: inout TransferSlot, _ index: UInt32) -> Bool {
         guard slot.isPosting else { return true }
-        let domain = attachments[slot.attachment].rails[0].local
+        let rail = hot.value.downLinks > 0 ? firstRailUp(slot.attachment) : 0
+        let domain = attachments[slot.attachment].rails[rail].local
         // The provider copies the payload before it returns.
         let result = unsafe domains[domain].send(
             UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(slot.message.memory)[..<slot.length]),
-            to: UnsafePointer(attachments[slot.attachment].keys.address(of: 0)), context: context(index))
+            to: UnsafePointer(attachments[slot.attachment].keys.address(of: rail)), context: context(index))
         if result.status == .again { return false }
         slot.isPosting = false
         hot.value.posted &+= 1

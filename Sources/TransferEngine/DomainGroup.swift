@@ -42,6 +42,10 @@ final class DomainGroup {
         repeating: Completion(context: 0, count: 1), count: Limits.completionsPerPoll)
 
     let messages = MessageInbox()
+    let links = Links()
+    let liveness: Liveness
+    /// Our own address, for peers that do not know it; set once the landing region is registered.
+    var ownAddress: [UInt8] = []
 
     /// What changes all the time.
     struct Hot: ~Copyable {
@@ -57,6 +61,10 @@ final class DomainGroup {
         /// Of the newest attachment.
         var generation: UInt32 = 0
         var waitCount = 0
+        /// Links that are down. While it is 0 nothing about links costs anything.
+        var downLinks = 0
+        /// When to look at links and peers again.
+        var nextTend: UInt64 = 0
         var sequence: UInt32 = 0
         var rounds: UInt64 = 0
         var isInProgress = false
@@ -76,8 +84,9 @@ final class DomainGroup {
 
     init(
         domains: [any FabricDomain], page: TargetPage, clock: any TransferClock, planner: StripePlanner,
-        name: String
+        name: String, liveness: Liveness
     ) {
+        self.liveness = liveness
         self.page = page
         self.clock = clock
         self.planner = planner
@@ -134,7 +143,9 @@ final class DomainGroup {
         for index in 0..<count {
             let completion = completions[index]
             if completion.count == 0 {
-                unsafe messages.deliver(completion.message, from: EngineID(rawValue: completion.context))
+                unsafe receive(completion.message, from: EngineID(rawValue: completion.context), domain)
+            } else if completion.context & 0xFFFF_FFFF == UInt64(UInt32.max) {
+                noteControl(completion)
             } else {
                 complete(completion, domain)
             }

@@ -11,9 +11,11 @@ extension TransferSlot {
 
     /// Keeps the bytes of a message.
     mutating func keepMessage(_ payload: UnsafeRawBufferPointer) {
-        if message.count == 0 { message = Table(repeating: 0, count: Limits.messageBytes) }
-        unsafe UnsafeMutableRawBufferPointer(message.memory).copyMemory(from: payload)
-        length = payload.count
+        if message.count == 0 { message = Table(repeating: 0, count: Limits.packetBytes) }
+        ControlMessage.mark(message)
+        let room = unsafe UnsafeMutableRawBufferPointer(message.memory)[ControlMessage.headerBytes...]
+        unsafe UnsafeMutableRawBufferPointer(rebasing: room).copyMemory(from: payload)
+        length = ControlMessage.headerBytes + payload.count
     }
 
     /// Forgets the user before.
@@ -25,6 +27,11 @@ extension TransferSlot {
         isSilentStage = false
         isPosting = false
         isStarted = false
+        isReady = false
+        if !redo.isEmpty { redo = [] }
+        if !unsettled.isEmpty { unsettled = [] }
+        if !senders.isEmpty { senders = [] }
+        reason = nil
         inFlight = 0
         completed = 0
         expectedEighths = 0
@@ -88,7 +95,7 @@ extension TransferEngine {
     ) -> Bool {
         guard attachment.completesAtOnce, UInt64(byteCount) <= attachment.maximumWriteBytes,
             byteCount < 2 * group.planner.stripeBytes || attachment.rails.count == 1,
-            group.hot.value.ready.isEmpty
+            group.hot.value.ready.isEmpty, group.hot.value.downLinks == 0
         else { return false }
         group.hot.value.sequence &+= 1
         let sequence = group.hot.value.sequence

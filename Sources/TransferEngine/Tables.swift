@@ -23,6 +23,8 @@ struct Attachment: ~Copyable {
     var rails = Table<Rail>()
     /// One for each rail. They stay where they are while requests to them are in flight.
     var keys = Table<ImportedKey>()
+    /// For each rail, the place of its link in `DomainGroup.links`.
+    var links = Table<Int32>()
     /// The longest write that every rail takes in one request.
     var maximumWriteBytes: UInt64 = 0
     /// Whether posting is all there is to it: the provider copies while it posts.
@@ -33,6 +35,10 @@ struct Attachment: ~Copyable {
     var narrower: [Narrower] = []
     /// Whether this is such a narrower one, whose imports belong to another.
     var isNarrower = false
+    /// The same target over the links that are up, made when some are down; the bits are rails of this attachment.
+    var detours: [(rails: UInt16, index: UInt32)] = []
+    /// For a detour, the attachment that it was made for; `.max` is itself.
+    var root = UInt32.max
 
     /// An attachment that shares the imports of another one, for sources on `nics`.
     struct Narrower {
@@ -53,13 +59,16 @@ struct Attachment: ~Copyable {
     let immediate: UInt32
 
     @inline(__always)
-    func request(from sourceOffset: Int, _ length: Int, at targetOffset: Int, eighths: UInt32) -> WorkRequest
-    {
-        unsafe WorkRequest(
+    func request(
+        _ tag: RequestTag, from sourceOffset: Int, _ length: Int, at targetOffset: Int, eighths: UInt32
+    ) -> WorkRequest {
+        var request = unsafe WorkRequest(
             context: context,
             source: UnsafeRawPointer(bitPattern: base &+ UInt(bitPattern: sourceOffset)).unsafelyUnwrapped,
             length: length, localKey: localKey, target: target,
             targetOffset: UInt64(bitPattern: Int64(targetOffset)), immediate: immediate, eighths: eighths)
+        request.tag = tag
+        return request
     }
 }
 

@@ -66,13 +66,29 @@ extension TransferEngine {
     /// allocated is gone. Transfers that use the region as their source must have ended.
     /// - Throws: `staleRegion` when the region was deregistered before; `stalled` when a writer on this host does not leave.
     public func deregister(_ region: MemoryRegion) throws(TransferError) {
+        let known = try forget(region)
+        try perform { group throws(TransferError) in
+            try self.remove(known, from: group, keepingMemory: false)
+        }
+    }
+
+    /// Takes a region out of the table of those that callers know.
+    func forget(_ region: MemoryRegion) throws(TransferError) -> RegisteredRegion {
         let known = control.withLock { control -> RegisteredRegion? in
             guard let known = control.regions[region.index], known.region == region else { return nil }
             control.regions[region.index] = nil
             return known
         }
         guard let known else { throw .staleLocal }
-        try perform { group throws(TransferError) in try self.remove(known, from: group) }
+        return known
+    }
+
+    /// Registers memory again that was registered before.
+    func reregister(_ known: RegisteredRegion) throws(TransferError) -> MemoryRegion {
+        let nics = known.keys.indices.filter { known.keys[$0] != nil }
+        return try unsafe register(
+            known.local.base, byteCount: known.local.length, access: known.local.access, nics: nics,
+            mapping: known.mapping, isPopulated: known.local.isPopulated)
     }
 
     /// What a peer needs to write into the region.
@@ -178,7 +194,9 @@ extension TransferEngine {
         return keys
     }
 
-    func remove(_ known: RegisteredRegion, from group: DomainGroup) throws(TransferError) {
+    func remove(
+        _ known: RegisteredRegion, from group: DomainGroup, keepingMemory: Bool
+    ) throws(TransferError) {
         group.regions[known.local.index] = RegionEntry()
         group.page.withdraw(known.local.index)
         for case (let domain, let key?) in known.keys.enumerated() {
@@ -193,7 +211,7 @@ extension TransferEngine {
                 )
             }
         }
-        known.mapping?.unmap()
+        if !keepingMemory { known.mapping?.unmap() }
     }
 
     func releaseAll() {
@@ -201,7 +219,7 @@ extension TransferEngine {
             defer { control.regions = [:] }
             return control.regions
         }
-        for known in regions.values { try? remove(known, from: group) }
+        for known in regions.values { try? remove(known, from: group, keepingMemory: false) }
         for index in 0..<UInt32(Limits.attachments) where group.attachments[index].generation != 0 {
             group.detach(index)
         }

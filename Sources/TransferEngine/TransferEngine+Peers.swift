@@ -44,7 +44,9 @@ extension TransferEngine {
 
     /// Connects to an engine, for messages, immediates and barriers.
     public func connect(to address: EngineAddress) throws(TransferError) -> Peer {
-        Peer(name: address.name, landing: try attach(address.landing))
+        let peer = Peer(name: address.name, landing: try attach(address.landing))
+        try perform { group throws(TransferError) in group.links.peers[peer.engine]?.name = address.name }
+        return peer
     }
 
     /// Ends an attachment. Transfers to it must have ended.
@@ -63,9 +65,7 @@ extension TransferEngine {
 
     // MARK: Internals
 
-    private static func resolve(_ remote: RemoteRegion, _ group: DomainGroup) throws(TransferError)
-        -> Attachment
-    {
+    static func resolve(_ remote: RemoteRegion, _ group: DomainGroup) throws(TransferError) -> Attachment {
         var reasons: [String] = []
         var tried = Set<String>()
         for first in 0..<group.domains.count {
@@ -105,9 +105,16 @@ extension TransferEngine {
             for (rail, key) in zip(rails, keys) { group.domains[rail.local].releaseImport(key) }
             throw error
         }
+        let peer = group.links.peer(remote.engine, now: group.hot.value.now)
+        let links = zip(rails, keys).map { rail, key in
+            Int32(
+                group.links.use(
+                    key, domain: rail.local, nic: nics[rail.remote], of: peer, now: group.hot.value.now
+                ).index)
+        }
         return Attachment(
             isWritable: remote.access.contains(.remoteWrite), length: Int(remote.length),
-            rails: Table(rails), keys: Table(keys),
+            rails: Table(rails), keys: Table(keys), links: Table(links),
             maximumWriteBytes: keys.reduce(.max) { min($0, $1.maximumWriteBytes) },
             completesAtOnce: keys.allSatisfy(\.completesAtOnce),
             nics: rails.reduce(0) { $0 | 1 << UInt8($1.local) })

@@ -104,16 +104,24 @@ extension TransferEngine {
     /// next round. Arrivals before this call count. The wait is a `Transfer`: poll it, await it, or give a callback.
     ///
     /// When several waits use one immediate at a time, each takes its own share, in no particular order.
+    /// - Parameters:
+    ///   - immediate: What is counted.
+    ///   - count: How often.
+    ///   - senders: Peers that are expected to send: when one of them is lost the wait fails with its name (see `Liveness`).
+    ///   - timeout: How long the wait may take; nil is the engine's default.
+    ///   - onReached: Called once.
     /// - Throws: `invalidArgument` for a negative count; `backPressure` as for a transfer.
     @discardableResult
     public func expect(
-        _ immediate: Immediate, count: Int, timeout: Duration? = nil, onReached: TransferCallback? = nil
+        _ immediate: Immediate, count: Int, from senders: [Peer] = [], timeout: Duration? = nil,
+        onReached: TransferCallback? = nil
     ) throws(TransferError) -> Transfer {
         guard count >= 0, count <= Int(Int64.max >> 4) else {
             throw TransferError(.invalidArgument, "a wait for \(count) arrivals")
         }
         return try submit(.count, immediate, timeout, onReached) { slot in
             slot.expectedEighths = Int64(count) * Int64(Eighths.whole)
+            if !senders.isEmpty { slot.senders = senders.map(\.engine) }
         }
     }
 

@@ -118,7 +118,7 @@ public final class TransferEngine: @unchecked Sendable {
         group = DomainGroup(
             domains: domains, page: page, clock: clock,
             planner: StripePlanner(stripeBytes: max(configuration.stripeBytes, StripePlanner.granule)),
-            name: configuration.name)
+            name: configuration.name, liveness: configuration.liveness)
         let firstGeneration = UInt32(truncatingIfNeeded: random.next() >> 33) | 1
         control = Mutex(Control(nextGeneration: firstGeneration, random: random))
         address = EngineAddress(
@@ -131,6 +131,8 @@ public final class TransferEngine: @unchecked Sendable {
         let landing = try allocate(byteCount: 4096)
         address.landing = descriptor(of: landing)
         address.landing.length = 0
+        let encoded = address.encoded()
+        try perform { group throws(TransferError) in group.ownAddress = encoded }
     }
 
     /// Ends the engine: stops its thread, ends all registrations, closes the NICs. Idempotent. Transfers in flight

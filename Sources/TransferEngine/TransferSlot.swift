@@ -16,6 +16,10 @@ struct TransferSlot: ~Copyable {
     var isStarted = false
     /// Whether the caller has been told already (a stall); the slot stays until nothing is in flight.
     var isAbandoned = false
+    /// The handle of an abandoned transfer.
+    var abandoned = Transfer.complete
+    /// Whether it is in `Hot.ready`.
+    var isReady = false
     var failure = WorkStatus.success
     var failureDetail: Int32 = 0
     var failureDomain: UInt8 = 0
@@ -54,6 +58,19 @@ struct TransferSlot: ~Copyable {
     var pieceCursor = 0
     var chunkCursor = 0
 
+    /// Parts that have to be posted again because their NIC failed, and parts whose fate only the receiver knows.
+    var redo: [RequestTag] = []
+    var unsettled: [UnsettledPart] = []
+    /// Why the transfer failed, in words, when the status alone does not say it.
+    var reason: TransferError?
+    /// Those who wait until nothing of a cancelled transfer can land any more.
+    var receipts: [@Sendable (CancelReceipt) -> Void] = []
+    /// When to break the transfer's connections, and when to give up proving.
+    var severDue = UInt64.max
+    var receiptDue = UInt64.max
+
+    /// Peers without which a counter cannot be reached.
+    var senders: [EngineID] = []
     /// What a counter wait consumes.
     var expectedEighths: Int64 = 0
     /// Moment of failure; `.max` is never.
@@ -65,6 +82,20 @@ struct TransferSlot: ~Copyable {
 
     /// The bytes of a message; allocated by the first one, and kept.
     var message = Table<UInt8>()
+
+    /// The attachment that a tag's rail is one of.
+    func attachment(of tag: RequestTag) -> UInt32 {
+        kind == .scatter || kind == .barrier ? targets[tag.unit].attachment : attachment
+    }
+}
+
+/// A request that failed and may have been counted.
+struct UnsettledPart {
+    var tag: RequestTag
+    /// Its place in `Links.all`.
+    var link: Int
+    var connection: UInt64
+    var ordinal: UInt64
 }
 
 /// What `DomainGroup.statuses` holds: generation << 32 | `waited` | `pending`.

@@ -156,7 +156,7 @@ extension DomainState {
         func refused(_ status: WorkStatus, _ detail: Int32 = 0) -> PostResult {
             PostResult(accepted: 0, isComplete: false, status: status, detail: detail)
         }
-        guard payload.count <= Limits.messageBytes else { return refused(.outOfRange) }
+        guard payload.count <= Limits.packetBytes else { return refused(.outOfRange) }
         let (usable, status, detail) = usableConnection(of: peer)
         guard let number = usable else { return refused(status, detail) }
         let connection = unsafe connections.address(number)

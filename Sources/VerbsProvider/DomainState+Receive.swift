@@ -35,7 +35,7 @@ extension DomainState {
         heldGenerations[heldCount] = number.map { connections[$0].generation } ?? 0
         heldCount += 1
         let length = Int(unsafe entry.pointee.byte_len)
-        guard let number, unsafe entry.pointee.opcode == IBV_WC_RECV, length <= Limits.messageBytes,
+        guard let number, unsafe entry.pointee.opcode == IBV_WC_RECV, length <= Limits.packetBytes,
             let output = unsafe output
         else { return }
         if connections[number].state == .bound { becomeReady(number) }
@@ -84,7 +84,7 @@ extension DomainState {
             unsafe receive[0].wr_id = WorkID(.messageReceive, buffer: buffer).rawValue
             unsafe receivePart[0] = ibv_sge(
                 addr: UInt64(UInt(bitPattern: memory.messageReceive(buffer))),
-                length: UInt32(Limits.messageBytes), lkey: handles.buffers?.pointee.lkey ?? 0)
+                length: UInt32(Limits.packetBytes), lkey: handles.buffers?.pointee.lkey ?? 0)
             let error = unsafe ibv_post_srq_recv(
                 handles.messageReceives, receive.address(0), rejectedReceive.address(0))
             guard error == 0 else { return }

@@ -191,7 +191,7 @@ struct VerbsSizes {
     /// A datagram arrives behind 40 bytes for its network header.
     static let headerBytes = 40
     private static let datagramStride = 192
-    private static let messageStride = Limits.messageBytes + 64
+    private static let messageStride = Limits.packetBytes + 64
     private static let datagramBytes =
         (Tuning.datagramSends + Tuning.datagramReceives) * datagramStride
 

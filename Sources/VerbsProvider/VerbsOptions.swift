@@ -46,7 +46,7 @@ public struct VerbsOptions: Hashable, Sendable {
     public var inlineBytes: Int = 64
     /// Immediates that may arrive before they are polled, from all peers; each peer may send a share of them unpolled.
     public var immediateReceives: Int = 8192
-    /// Messages that may arrive before they are polled, from all peers; each is a buffer of `Limits.messageBytes`.
+    /// Messages that may arrive before they are polled, from all peers; each is a buffer of `Limits.packetBytes`.
     public var messageReceives: Int = 256
     /// Whether the NIC may place the bytes of a write in any order. The arrival of data is told by completions only,
     /// so nothing here depends on the order, and above some 200 Gbit/s PCIe needs the freedom.

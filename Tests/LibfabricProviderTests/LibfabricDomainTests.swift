@@ -117,7 +117,7 @@ struct LibfabricDomainTests {
         let back = UnsafeMutablePointer<ImportedKey>.allocate(capacity: 1)
         defer { back.deallocate() }
         back.initialize(to: try pair.b.domain.importRegion(pair.a.descriptor, nic: 0))
-        let lengths = [0, 1, 5, 1000, Limits.messageBytes]
+        let lengths = [0, 1, 5, 1000, Limits.packetBytes]
         for (number, length) in lengths.enumerated() {
             let bytes = (0..<length).map { UInt8(truncatingIfNeeded: $0 &+ number) }
             for (side, other, key) in [(pair.a, pair.b, pair.target), (pair.b, pair.a, back)] {
@@ -133,7 +133,7 @@ struct LibfabricDomainTests {
                 #expect(other.messages.last?.sender == side.engine.rawValue)
             }
         }
-        let tooLong = [UInt8](repeating: 0, count: Limits.messageBytes + 1)
+        let tooLong = [UInt8](repeating: 0, count: Limits.packetBytes + 1)
         let result = tooLong.withUnsafeBytes {
             pair.a.domain.send($0, to: UnsafePointer(pair.target), context: 1)
         }

@@ -42,7 +42,7 @@ import TransferCore
 
     @Test func messagesArrive() throws {
         let pair = try Pair()
-        var payload = (0..<Limits.messageBytes).map { UInt8(truncatingIfNeeded: $0 * 7) }
+        var payload = (0..<Limits.packetBytes).map { UInt8(truncatingIfNeeded: $0 * 7) }
         let original = payload
         #expect(pair.left.send(payload, to: pair.key, context: 5).accepted == 1)
         #expect(pair.left.send([], to: pair.key, context: 6).accepted == 1)
@@ -53,7 +53,7 @@ import TransferCore
         #expect(polled.messages.sorted { $0.count > $1.count } == [original, []])
         #expect(polled.senders == [11, 11])
         #expect(Set(pair.left.poll().completions.map(\.context)) == [5, 6])
-        let long = [UInt8](repeating: 0, count: Limits.messageBytes + 1)
+        let long = [UInt8](repeating: 0, count: Limits.packetBytes + 1)
         #expect(pair.left.send(long, to: pair.key).detail == SimulatedDetail.tooLong)
     }
 

@@ -168,13 +168,13 @@ import TransferCore
                     posted += unsafe a.post(UInt64(posted)..<UInt64(min(posted + 50, 3000)), to: target)
                         .accepted
                 }
-                let big = [UInt8](repeating: UInt8(sent % 251), count: Limits.messageBytes)
+                let big = [UInt8](repeating: UInt8(sent % 251), count: Limits.packetBytes)
                 if sent < 60 { sent += unsafe a.send(big, to: target, context: 1 << 40).accepted }
                 return b.messages.count == 60 && b.count(of: 1) == 3000
             })
         #expect(
             b.messages.enumerated().allSatisfy {
-                $1.bytes.count == Limits.messageBytes && $1.bytes[0] == $0 % 251
+                $1.bytes.count == Limits.packetBytes && $1.bytes[0] == $0 % 251
             })
     }
 
@@ -194,7 +194,7 @@ import TransferCore
         let (_, a, _, target) = unsafe try connected()
         let result = a.post([unsafe a.request(1, to: target, length: 1 << 31)])
         #expect(result.accepted == 0 && result.status == .outOfRange)
-        let long = [UInt8](repeating: 0, count: Limits.messageBytes + 1)
+        let long = [UInt8](repeating: 0, count: Limits.packetBytes + 1)
         #expect(unsafe a.send(long, to: target, context: 1).status == .outOfRange)
     }
 

@@ -1,0 +1,73 @@
+internal import Synchronization
+internal import TransferCore
+
+extension DomainGroup {
+    /// See `TransferEngine.cancel`.
+    func cancel(
+        _ transfer: Transfer, _ nanoseconds: UInt64, _ onReceipt: @escaping @Sendable (CancelReceipt) -> Void
+    ) {
+        guard transfer.index < Limits.transfers else { return onReceipt(.quiescent) }
+        hot.value.now = clock.nowNanoseconds
+        // One that nobody has started would be started after its end.
+        while let index = submissions.pop() { start(&slots[index], index) }
+        cancel(&slots[transfer.index], transfer, nanoseconds, onReceipt)
+    }
+
+    private func cancel(
+        _ slot: inout TransferSlot, _ transfer: Transfer, _ nanoseconds: UInt64,
+        _ onReceipt: @escaping @Sendable (CancelReceipt) -> Void
+    ) {
+        let status = statuses[transfer.index].load(ordering: .relaxed)
+        let isPending = UInt32(status >> 32) == transfer.generation && status & SlotStatus.pending != 0
+        let isAbandoned = slot.isAbandoned && slot.abandoned == transfer
+        guard isAbandoned || isPending && !hot.value.finished.contains(transfer.index) else {
+            let failure = outcomes.withLock { $0.failure(of: transfer) }
+            let isKnown = failure?.code != .peerLost && failure?.code != .providerFailed
+            return onReceipt(
+                isKnown ? .quiescent : .unproven("it had failed before: \(failure?.message ?? "")"))
+        }
+        slot.receipts.append(onReceipt)
+        slot.receiptDue = hot.value.now &+ nanoseconds
+        slot.severDue = hot.value.now &+ nanoseconds / 4 * 3
+        hot.value.nextTend = 0
+        if isPending {
+            giveUp(
+                &slot, transfer.index,
+                TransferError(.cancelled, "\(slot.kind) by \(engineName) was cancelled by its caller"))
+        }
+    }
+
+    /// Tells everybody who waits for the end of a cancelled transfer.
+    func giveReceipts(_ slot: inout TransferSlot, _ receipt: CancelReceipt) {
+        let receipts = slot.receipts
+        slot.receipts = []
+        for receive in receipts { receive(receipt) }
+    }
+
+    /// Breaks the connections of a cancelled transfer that does not end by itself, and gives the proof up when its time has come.
+    func tendReceipts(_ slot: inout TransferSlot, _ now: UInt64) {
+        if now >= slot.severDue {
+            slot.severDue = .max
+            forEachLink(of: &slot) { link in
+                unsafe self.domains[link.domain].sever(UnsafePointer(link.key.address(of: 0)))
+            }
+        }
+        guard now >= slot.receiptDue else { return }
+        slot.receiptDue = .max
+        let reason =
+            slot.inFlight > 0
+            ? "\(slot.inFlight) requests are in flight and their NICs do not give them back"
+            : "the receiver has not said what became of \(slot.unsettled.count) requests"
+        giveReceipts(&slot, .unproven(reason))
+    }
+
+    private func forEachLink(of slot: inout TransferSlot, _ body: (Link) -> Void) {
+        let isWide = slot.kind == .scatter || slot.kind == .barrier
+        for target in 0..<(isWide ? slot.targetCount : 1) {
+            let index = isWide ? slot.targets[target].attachment : slot.attachment
+            for rail in 0..<attachments[index].rails.count {
+                if let link = links.all[Int(attachments[index].links[rail])] { body(link) }
+            }
+        }
+    }
+}
