@@ -58,10 +58,13 @@ let package = Package(
                 libfabric, verbs,
             ],
             swiftSettings: hot + safe),
+        .target(
+            name: "Simulation", dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore"],
+            swiftSettings: hot + safe),
         .executableTarget(
             name: "te",
             dependencies: [
-                "TransferEngine", "Platform", "CPlatform", libfabric, verbs,
+                "TransferEngine", "Simulation", "Platform", "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
@@ -87,7 +90,7 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(
-            name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider"],
+            name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider", "Simulation"],
             swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),

@@ -110,7 +110,9 @@ extension SimulatedNetwork {
     private func land(_ segment: Segment, of write: Flight.Write, at target: SimulatedPort) {
         let flight = segment.flight
         let length = flight.length
-        if length > 0, flight.captured == nil, unsafe !flight.source.owns(write.source, length: length, localKey: write.localKey) {
+        if length > 0, flight.captured == nil,
+            unsafe !flight.source.owns(write.source, length: length, localKey: write.localKey)
+        {
             return flight.fail(.accessDenied, detail: SimulatedDetail.badLocalKey)
         }
         // The whole write is admitted or nothing of it, as a NIC does that reads the length in the first

@@ -213,12 +213,13 @@ final class SimulatedPort {
         guard var lane = lanes[target] else { return }
         let open = lane.open.sorted { $0.key < $1.key }.map(\.value)
         lane.open = [:]
-        lane.queue = []
+        // Messages have a connection of their own.
+        lane.queue = lane.queue[lane.first...].filter { $0.flight.connection == 0 }
         lane.first = 0
         lane.connection = 0
         lane.launched = 0
+        if lane.queue.isEmpty { turns.removeAll { $0 == target } }
         lanes[target] = lane
-        turns.removeAll { $0 == target }
         for flight in open {
             let isWhole = flight.status == .success
             flight.fail(.peerLost)

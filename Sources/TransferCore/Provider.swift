@@ -56,7 +56,9 @@ public protocol FabricDomain: AnyObject {
 
 // For NICs that cannot say what became of a failed request: those fail their transfers.
 extension FabricDomain {
+    /// Does nothing: what is in flight ends by itself.
     public func sever(_ target: UnsafePointer<ImportedKey>) {}
+    /// Nil: such a NIC's requests are not asked about.
     public func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger? { nil }
 }
 

@@ -21,10 +21,11 @@ extension DomainGroup {
         let isPending = UInt32(status >> 32) == transfer.generation && status & SlotStatus.pending != 0
         let isAbandoned = slot.isAbandoned && slot.abandoned == transfer
         guard isAbandoned || isPending && !hot.value.finished.contains(transfer.index) else {
-            let failure = outcomes.withLock { $0.failure(of: transfer) }
-            let isKnown = failure?.code != .peerLost && failure?.code != .providerFailed
+            let isDoubtful = outcomes.withLock { $0.isDoubtful(transfer) }
             return onReceipt(
-                isKnown ? .quiescent : .unproven("it had failed before: \(failure?.message ?? "")"))
+                isDoubtful
+                    ? .unproven("it had failed before, and what became of its requests is not known")
+                    : .quiescent)
         }
         slot.receipts.append(onReceipt)
         slot.receiptDue = hot.value.now &+ nanoseconds
@@ -45,7 +46,7 @@ extension DomainGroup {
     }
 
     /// Breaks the connections of a cancelled transfer that does not end by itself, and gives the proof up when its time has come.
-    func tendReceipts(_ slot: inout TransferSlot, _ now: UInt64) {
+    func tendReceipts(_ slot: inout TransferSlot, _ index: UInt32, _ now: UInt64) {
         if now >= slot.severDue {
             slot.severDue = .max
             forEachLink(of: &slot) { link in
@@ -53,12 +54,21 @@ extension DomainGroup {
             }
         }
         guard now >= slot.receiptDue else { return }
-        slot.receiptDue = .max
+        slot.receiptDue = now &+ 8 * liveness.patience
         let reason =
             slot.inFlight > 0
             ? "\(slot.inFlight) requests are in flight and their NICs do not give them back"
             : "the receiver has not said what became of \(slot.unsettled.count) requests"
         giveReceipts(&slot, .unproven(reason))
+        dropUnsettled(&slot, index)
+    }
+
+    /// Waits no longer for a receiver's word about a transfer whose caller has been told.
+    func dropUnsettled(_ slot: inout TransferSlot, _ index: UInt32) {
+        guard slot.isAbandoned, !slot.unsettled.isEmpty else { return }
+        slot.unsettled = []
+        slot.isDoubtful = true
+        if slot.inFlight == 0 { recycle(&slot, index) }
     }
 
     private func forEachLink(of slot: inout TransferSlot, _ body: (Link) -> Void) {

@@ -7,12 +7,23 @@ struct Outcomes {
     var waiters: [Transfer: [@Sendable (Result<Void, TransferError>) -> Void]] = [:]
     private var failures: [Transfer: TransferError] = [:]
     private var order: [Transfer] = []
+    private var doubtful: Set<Transfer> = []
 
     /// Why a transfer failed; nil when it did not, or when `Limits.rememberedFailures` others failed since.
     func failure(of transfer: Transfer) -> TransferError? { failures[transfer] }
 
+    /// Whether something of a failed transfer may still land.
+    func isDoubtful(_ transfer: Transfer) -> Bool { doubtful.contains(transfer) }
+
+    /// Notes that something of a failed transfer may still land.
+    mutating func doubt(_ transfer: Transfer) { if failures[transfer] != nil { doubtful.insert(transfer) } }
+
     mutating func remember(_ error: TransferError, of transfer: Transfer) {
-        if order.count == Limits.rememberedFailures { failures[order.removeFirst()] = nil }
+        if order.count == Limits.rememberedFailures {
+            let oldest = order.removeFirst()
+            failures[oldest] = nil
+            doubtful.remove(oldest)
+        }
         failures[transfer] = error
         order.append(transfer)
     }
@@ -70,6 +81,7 @@ extension DomainGroup {
         slot.failure = status
         slot.failureDetail = detail
         slot.failureDomain = UInt8(domain)
+        slot.isDoubtful = status == .peerLost || status == .providerFailed || !slot.unsettled.isEmpty
         if slot.isPosting { slot.pages.forget() }
         slot.isPosting = false
         slot.redo = []
@@ -113,8 +125,11 @@ extension DomainGroup {
     }
 
     func recycle(_ slot: inout TransferSlot, _ index: UInt32) {
+        if slot.isDoubtful { outcomes.withLock { $0.doubt(lastTransfer(index)) } }
         slot.isAbandoned = false
-        if !slot.receipts.isEmpty { giveReceipts(&slot, .quiescent) }
+        if !slot.receipts.isEmpty {
+            giveReceipts(&slot, slot.isDoubtful ? .unproven("some of its requests failed") : .quiescent)
+        }
         free.push(index)
     }
 
@@ -168,9 +183,14 @@ extension DomainGroup {
             recycle(&slot, index)
         } else {
             slot.isAbandoned = true
-            slot.abandoned = Transfer(
-                index: index, generation: UInt32(statuses[index].load(ordering: .relaxed) >> 32) &- 1)
+            slot.abandoned = lastTransfer(index)
+            if slot.receipts.isEmpty { slot.receiptDue = hot.value.now &+ 8 * liveness.patience }
         }
+    }
+
+    /// The transfer that a slot was used for last, after its end has been published.
+    private func lastTransfer(_ index: UInt32) -> Transfer {
+        Transfer(index: index, generation: UInt32(statuses[index].load(ordering: .relaxed) >> 32) &- 1)
     }
 
     // MARK: Messages for people

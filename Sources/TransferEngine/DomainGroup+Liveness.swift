@@ -123,10 +123,11 @@ extension DomainGroup {
         flushOutbox()
         for index in 0..<UInt32(hot.value.usedSlots) {
             if isPending(index) { doubt(&slots[index], now) }
-            if !slots[index].receipts.isEmpty { tendReceipts(&slots[index], now) }
+            if slots[index].isAbandoned { tendReceipts(&slots[index], index, now) }
         }
         for case let link? in links.all { tend(link, now) }
-        for peer in links.peers.values where peer.askedSince != 0 && now &- peer.askedSince >= liveness.patience {
+        for peer in links.peers.values
+        where peer.askedSince != 0 && now &- peer.askedSince >= liveness.patience {
             peer.askedSince = 0
             lose(peer)
         }
@@ -137,7 +138,7 @@ extension DomainGroup {
     var needsTending: Bool {
         if hot.value.downLinks > 0 || !links.outbox.isEmpty { return true }
         return (0..<UInt32(hot.value.usedSlots)).contains {
-            !slots[$0].receipts.isEmpty || isPending($0) && (slots[$0].kind != .count || !slots[$0].senders.isEmpty)
+            slots[$0].isAbandoned || isPending($0) && (slots[$0].kind != .count || !slots[$0].senders.isEmpty)
         }
     }
 
@@ -227,8 +228,13 @@ extension DomainGroup {
                 + "\(silence) ms ago. Is its process alive and making progress, and its network up?")
         for index in 0..<UInt32(hot.value.usedSlots)
         where isPending(index) && involves(&slots[index], peer) && !hot.value.finished.contains(index) {
+            if !slots[index].unsettled.isEmpty { slots[index].isDoubtful = true }
             slots[index].unsettled = []
             giveUp(&slots[index], index, error)
+        }
+        for index in 0..<UInt32(hot.value.usedSlots)
+        where slots[index].isAbandoned && slots[index].receipts.isEmpty && involves(&slots[index], peer) {
+            dropUnsettled(&slots[index], index)
         }
     }
 

@@ -67,10 +67,16 @@ extension DomainGroup {
         case .posted, .failed:
             slot.isPosting = false
             // What is in flight may have to be posted again, over another rail.
-            let isNeeded = slot.isSilentStage || slot.inFlight > 0 && attachments[slot.attachment].rails.count > 1
+            let mayFail = slot.inFlight > 0 || !slot.unsettled.isEmpty
+            let isNeeded = slot.isSilentStage || mayFail && hasSeveralRails(slot.attachment)
             if isNeeded { slot.pages.keep() } else { slot.pages.forget() }
             if slot.inFlight == 0 { proceed(&slot, index) }
         }
+    }
+
+    private func hasSeveralRails(_ index: UInt32) -> Bool {
+        let root = attachments[index].root
+        return attachments[root == .max ? index : root].rails.count > 1
     }
 
     /// Queues a slot to be pumped, once.
@@ -186,7 +192,8 @@ extension DomainGroup {
             var accepted = 0
             // A link that breaks here sends its requests back to the list: take this one off first.
             slot.redo.removeLast()
-            let flow = post(&slot, attachments[way.attachment].rails[way.rail].local, count, accepted: &accepted)
+            let flow = post(
+                &slot, attachments[way.attachment].rails[way.rail].local, count, accepted: &accepted)
             let isPaged = slot.kind == .paged && !tag.isChunk
             let rest = isPaged ? tag.dropping(accepted) : accepted == count ? nil : tag
             if flow != .failed, let rest { slot.redo.append(rest) }
@@ -198,7 +205,8 @@ extension DomainGroup {
     /// Fills the batch with the requests that a tag names, for another rail. Pages that travelled as one go one by one, since
     /// the other NIC may not count many.
     private func fill(
-        _ slot: inout TransferSlot, _ index: UInt32, again tag: RequestTag, over attachment: UInt32, _ rail: Int
+        _ slot: inout TransferSlot, _ index: UInt32, again tag: RequestTag, over attachment: UInt32,
+        _ rail: Int
     ) -> Int {
         let way = way(&slot, index, to: attachments[attachment], rail: rail)
         if slot.kind == .paged, !tag.isChunk {

@@ -28,6 +28,8 @@ extension TransferSlot {
         isPosting = false
         isStarted = false
         isReady = false
+        isDoubtful = false
+        severDue = .max
         if !redo.isEmpty { redo = [] }
         if !unsettled.isEmpty { unsettled = [] }
         if !senders.isEmpty { senders = [] }

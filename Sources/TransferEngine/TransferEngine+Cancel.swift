@@ -2,11 +2,11 @@ public import TransferCore
 
 /// The end of a transfer before its time, and the proof that it is over.
 extension TransferEngine {
-    /// Ends a transfer now, with `TransferError.Code.cancelled`, and calls `onReceipt` once when it is known whether anything of
-    /// it can still land.
+    /// Ends a transfer now, with `TransferError.Code.cancelled`, and calls `onReceipt` once it is known whether anything
+    /// of it can still land.
     ///
-    /// Nothing more of the transfer is posted; what NICs have taken is left to end by itself for three quarters of `timeout`. Then
-    /// its connections are broken, and the receiver is asked to close its side. `quiescent` means that no byte can land any
+    /// Nothing more of the transfer is posted; what NICs have taken is left to end by itself for three quarters of `timeout`.
+    /// Then its connections are broken, and the receiver is asked to close its side. `quiescent` means that no byte can land any
     /// more, on any NIC, and no immediate can be counted. A transfer that has ended is quiescent at once, and may be
     /// cancelled any number of times; what has been counted stays counted.
     /// - Parameters:
@@ -48,7 +48,8 @@ extension TransferEngine {
     ///   is kept but not given back.
     public func revoke(_ region: MemoryRegion) throws(TransferError) -> MemoryRegion {
         let known = try forget(region)
-        try perform { group throws(TransferError) in try self.remove(known, from: group, keepingMemory: true) }
+        try perform { group throws(TransferError) in try self.remove(known, from: group, keepingMemory: true)
+        }
         return try reregister(known)
     }
 }

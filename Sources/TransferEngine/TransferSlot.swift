@@ -18,6 +18,8 @@ struct TransferSlot: ~Copyable {
     var isAbandoned = false
     /// The handle of an abandoned transfer.
     var abandoned = Transfer.complete
+    /// Whether something of it may still land although it has ended.
+    var isDoubtful = false
     /// Whether it is in `Hot.ready`.
     var isReady = false
     var failure = WorkStatus.success

@@ -91,10 +91,11 @@ enum Rules {
             "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
             "LibfabricProvider", "VerbsProvider",
         ],
+        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine"],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "te": [
-            "TransferEngine", "Platform", "CPlatform", "SharedMemoryProvider", "LibfabricProvider",
-            "VerbsProvider",
+            "TransferEngine", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
+            "LibfabricProvider", "VerbsProvider",
         ],
     ]
 
@@ -187,7 +188,7 @@ enum Rules {
     /// How many `unsafe` marks a module may have: lower it when some go, think twice before raising it.
     static let unsafeBudget = [
         "TransferCore": 75, "Platform": 25, "SimulatedProvider": 30, "SharedMemoryProvider": 75,
-        "TransferEngine": 60,
+        "TransferEngine": 70,
     ]
 
     /// The number of `unsafe` marks in a file.
