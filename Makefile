@@ -1,5 +1,5 @@
-# make demo | test | test-rdma | rdma-shell | bench | bench-peers | bench-netns | docs | format: each sets up what it
-# needs, then does its job.
+# make demo | test | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-netns | docs | format: each
+# sets up what it needs, then does its job.
 SHELL := /bin/bash
 PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
@@ -15,7 +15,8 @@ SOURCES := Package.swift Sources Tests IntegrationTests examples/push/Package.sw
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test setup-rdma test-rdma rdma-shell bench bench-peers bench-netns docs format lint clean
+.PHONY: setup model demo test setup-rdma test-rdma rdma-shell sim mutants bench bench-peers bench-netns docs format \
+  lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -50,6 +51,7 @@ test: setup lint
 	swift test $(OPTIMISED) --skip-build --filter AllocationTests
 	dev/docs
 	swift build -c release --product te
+	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
 	swift run --package-path examples/push push
 	$(MAKE) test-rdma
@@ -65,6 +67,15 @@ test-rdma: setup-rdma
 
 rdma-shell: setup-rdma
 	RIG=$(RIG) IntegrationTests/rdma-vm/run -i -n 4 -t 86400
+
+# The engine in virtual time, with faults: ARGS="--scenario storm --seeds 1..10000".
+sim: $(TE)
+	$(TE) sim $(ARGS)
+
+# Plants bugs one at a time; each must be found. Some 20 minutes.
+mutants: PACKAGES += rsync python3
+mutants: setup
+	dev/mutants $(ARGS)
 
 # Beside the machine's limits; and instructions for each work request, counted by valgrind.
 bench: PACKAGES += valgrind

@@ -17,6 +17,8 @@ struct Sim: ParsableCommand {
     var seeds = "1..100"
     @Option(help: "Repeats one run, as SCENARIO:SEED.")
     var replay: String?
+    @Flag(inversion: .prefixedNo, help: "Makes cases that break a promise smaller.")
+    var shrink = true
     @Flag(help: "One JSON object per line.")
     var json = false
 
@@ -117,7 +119,7 @@ struct Sim: ParsableCommand {
 
     private func explain(_ plan: Case, _ scenario: Scenario, _ seed: UInt64, _ report: inout Report) throws {
         report.finish()
-        let small = try shrink(plan)
+        let small = shrink ? try Simulation.shrink(plan) : plan
         let outcome = try simulate(small)
         for violation in outcome.violations {
             report.add([
@@ -139,7 +141,7 @@ struct Sim: ParsableCommand {
         let outcome = try simulate(plan)
         print("\(outcome)")
         if !outcome.violations.isEmpty {
-            let small = try shrink(plan)
+            let small = try Simulation.shrink(plan)
             print("smaller: NICs \(small.nics)")
             for operation in small.operations { print("  \(operation)") }
             for fault in small.faults { print("  \(fault)") }
