@@ -25,7 +25,7 @@ internal import TransferCore
 ///
 /// Requests of a reliable connection end in order, so a completion speaks for all before it, and an error means that
 /// all before it succeeded.
-@safe struct SendQueue {
+@safe struct SendQueue: ~Copyable {
     var qp: UnsafeMutablePointer<ibv_qp>?
     var number: UInt32 = 0
     /// The number of our first packet.
@@ -81,7 +81,7 @@ internal import TransferCore
 
 /// A pair of queue pairs to one peer: one for writes, whose immediates consume receives without memory, and one for
 /// messages, whose receives are buffers. One queue pair for both would let an immediate consume a message's buffer.
-@safe struct Connection {
+@safe struct Connection: ~Copyable {
     enum State: UInt8 {
         case free
         /// Queue pairs exist; the peer's are not known.
@@ -162,11 +162,11 @@ internal import TransferCore
     mutating func reset() {
         var fresh = Connection()
         fresh.generation = (generation &+ 1) & 0x1FFF
-        fresh.writes.contexts = writes.contexts
+        swap(&fresh.writes.contexts, &writes.contexts)
         fresh.writes.mask = writes.mask
-        fresh.messages.contexts = messages.contexts
+        swap(&fresh.messages.contexts, &messages.contexts)
         fresh.messages.mask = messages.mask
-        fresh.buffers = buffers
+        swap(&fresh.buffers, &buffers)
         self = fresh
     }
 }

@@ -166,14 +166,14 @@ extension DomainState {
         }
         drainChannel()
         handles.close()
-        deallocate()
+        memory.unmap()
     }
 
     /// Waits a moment until so many buffers for datagrams are free. What else has come is dropped: the domain closes.
     private mutating func waitForDatagrams(toLeave free: Int) {
         let end = now &+ Tuning.farewell
         while freeDatagrams.count < free, !isGone, now < end {
-            let count = unsafe Int(ibv_poll_cq(handles.cq, Int32(entries.count), entries.address(0)))
+            let count = unsafe Int(ibv_poll_cq(handles.cq, Int32(entries.count), entries.address(of: 0)))
             for index in 0..<max(0, count) {
                 let id = WorkID(rawValue: entries[index].wr_id)
                 if id.kind == .datagramSend { finishDatagram(id.buffer) }

@@ -15,10 +15,10 @@ extension DomainState {
         while hasRoom {
             // Each entry is at most one message; ended requests that find no room are handed out later.
             let wanted = min(entries.count, outputCapacity - outputCount)
-            let count = Int(unsafe ibv_poll_cq(handles.cq, Int32(wanted), entries.address(0)))
+            let count = Int(unsafe ibv_poll_cq(handles.cq, Int32(wanted), entries.address(of: 0)))
             if count > 0 {
                 isArmed = false
-                for index in 0..<count { unsafe handle(entries.address(index)) }
+                for index in 0..<count { unsafe handle(entries.address(of: index)) }
             }
             if count < wanted {
                 wasEmpty = true
@@ -130,7 +130,7 @@ extension DomainState {
 
     /// Whether all ended writes of a connection have been handed out.
     private mutating func reportWrites(_ number: Int) -> Bool {
-        let connection = unsafe connections.address(number)
+        let connection = unsafe connections.address(of: number)
         var sequence = unsafe connection.pointee.writes.reported
         let end = unsafe connection.pointee.writes.ended
         let mask = unsafe connection.pointee.writes.mask
@@ -154,7 +154,7 @@ extension DomainState {
     }
 
     private mutating func reportMessages(_ number: Int) -> Bool {
-        let connection = unsafe connections.address(number)
+        let connection = unsafe connections.address(of: number)
         while unsafe connection.pointee.messages.reported != connection.pointee.messages.ended {
             let sequence = unsafe connection.pointee.messages.reported
             let entry = unsafe Int(sequence & connection.pointee.messages.mask)

@@ -34,7 +34,7 @@ extension DomainState {
     private mutating func postChain(
         _ requests: UnsafeBufferPointer<WorkRequest>, from first: Int, _ number: Int, _ peer: Int
     ) -> (posted: Int, status: WorkStatus, detail: Int32) {
-        let connection = unsafe connections.address(number)
+        let connection = unsafe connections.address(of: number)
         let queued = unsafe min(
             Int(connection.pointee.writes.room), handles.sizes.requests - requestsInFlight)
         let room = unsafe min(queued, min(chain.count, requests.count - first))
@@ -82,7 +82,7 @@ extension DomainState {
         _ position: Int, _ request: UnsafePointer<WorkRequest>,
         _ connection: UnsafeMutablePointer<Connection>, _ number: Int
     ) {
-        let work = unsafe chain.address(position)
+        let work = unsafe chain.address(of: position)
         let sequence = unsafe connection.pointee.writes.posted &+ UInt32(truncatingIfNeeded: position)
         unsafe connection.pointee.writes.contexts[Int(sequence & connection.pointee.writes.mask)] =
             request.pointee.context
@@ -95,7 +95,7 @@ extension DomainState {
         var flags: UInt32 = 0
         // A length of 0 would be read as 2^31 bytes: no element at all.
         if length > 0 {
-            let part = unsafe chainParts.address(position)
+            let part = unsafe chainParts.address(of: position)
             unsafe part.pointee.addr = UInt64(UInt(bitPattern: request.pointee.source))
             unsafe part.pointee.length = UInt32(truncatingIfNeeded: length)
             unsafe part.pointee.lkey = UInt32(truncatingIfNeeded: key)
@@ -121,12 +121,12 @@ extension DomainState {
     private mutating func submit(
         _ count: Int, _ connection: UnsafeMutablePointer<Connection>, _ number: Int
     ) -> (posted: Int, status: WorkStatus, detail: Int32) {
-        let last = unsafe chain.address(count - 1)
+        let last = unsafe chain.address(of: count - 1)
         let next = unsafe last.pointee.next
         unsafe last.pointee.next = nil
         unsafe last.pointee.send_flags |= IBV_SEND_SIGNALED.rawValue
         let error = unsafe ibv_post_send(
-            connection.pointee.writes.qp, chain.address(0), rejected.address(0))
+            connection.pointee.writes.qp, chain.address(of: 0), rejected.address(of: 0))
         unsafe last.pointee.next = next
         var taken = count
         if error != 0 { taken = rejectedPosition(count) }
@@ -146,7 +146,7 @@ extension DomainState {
     /// How many requests of a chain the driver took before the one that it refused.
     private func rejectedPosition(_ count: Int) -> Int {
         guard let refused = unsafe rejected[0] else { return 0 }
-        return (0..<count).first { unsafe chain.address($0) == refused } ?? 0
+        return (0..<count).first { unsafe chain.address(of: $0) == refused } ?? 0
     }
 
     // MARK: Messages
@@ -159,7 +159,7 @@ extension DomainState {
         guard payload.count <= Limits.messageBytes else { return refused(.outOfRange) }
         let (usable, status, detail) = usableConnection(of: peer)
         guard let number = usable else { return refused(status, detail) }
-        let connection = unsafe connections.address(number)
+        let connection = unsafe connections.address(of: number)
         if unsafe connection.pointee.messagesSent &- connection.pointee.messagesTaken
             >= connection.pointee.messageWindow
         {
@@ -208,7 +208,7 @@ extension DomainState {
         unsafe single[0].send_flags =
             IBV_SEND_SIGNALED.rawValue | (isInline ? IBV_SEND_INLINE.rawValue : 0)
         let error = unsafe ibv_post_send(
-            connection.pointee.messages.qp, single.address(0), rejected.address(0))
+            connection.pointee.messages.qp, single.address(of: 0), rejected.address(of: 0))
         guard error == 0 else { return error }
         unsafe connection.pointee.messages.posted &+= 1
         requestsInFlight += 1
@@ -243,7 +243,7 @@ extension DomainState {
     /// Whether a credit was sent; if not, it has to wait.
     private mutating func sendCredit(_ number: Int) -> Bool {
         guard requestsInFlight < handles.sizes.requests + Tuning.creditReserve else { return false }
-        let connection = unsafe connections.address(number)
+        let connection = unsafe connections.address(of: number)
         let immediates = unsafe connection.pointee.immediatesReceived
         let messages = unsafe connection.pointee.messagesReceived
         let place = unsafe memory.outgoingCredit(number)

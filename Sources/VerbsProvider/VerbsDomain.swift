@@ -14,7 +14,7 @@ public import TransferCore
 
     // SAFETY: allocated in init and freed in deinit; used by one thread at a time (FabricDomain).
     let state: UnsafeMutablePointer<DomainState>
-    private let regions = unsafe Table<UnsafeMutablePointer<ibv_mr>?>(Limits.regions, repeating: nil)
+    private let regions = unsafe Table<UnsafeMutablePointer<ibv_mr>?>(repeating: nil, count: Limits.regions)
     private let relaxedOrdering: Bool
     private let maximumWriteBytes: UInt64
     private var isClosed = false
@@ -78,8 +78,8 @@ public import TransferCore
 
     deinit {
         close()
+        unsafe state.deinitialize(count: 1)
         unsafe state.deallocate()
-        unsafe regions.deallocate()
     }
 
     private static func address(

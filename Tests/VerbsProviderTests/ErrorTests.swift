@@ -148,7 +148,7 @@ import TransferCore
         let (network, a, b, target) = unsafe try connected()
         network.books.hold_requests = 1
         unsafe a.post(0..<4, to: target)
-        network.raise(0, ibv_event_type(rawValue: event), qp: a.connections(.ready)[0].writes.number)
+        network.raise(0, ibv_event_type(rawValue: event), qp: a.connections(.ready)[0].queuePair)
         notice(network)
         #expect(a.ended.count == 4 && a.ended.values.allSatisfy { $0 == 1 })
         #expect(Set(a.statuses.values) == [.peerLost])

@@ -208,9 +208,27 @@ import TransferCore
 
     var statistics: VerbsStatistics { domain.statistics }
 
+    /// What tests look at in a connection.
+    struct ConnectionView {
+        var generation: UInt16
+        var queuePair: UInt32
+        var grantedImmediates: UInt32
+        var grantedMessages: UInt32
+        var attempt: UInt32
+        var remoteAttempt: UInt32
+    }
+
     /// Connections by state, among the places that tests come to use.
-    func connections(_ state: Connection.State) -> [Connection] {
-        (0..<16).map { unsafe domain.state.pointee.connections[$0] }.filter { $0.state == state }
+    func connections(_ state: Connection.State) -> [ConnectionView] {
+        (0..<16).compactMap { place in
+            let connection = unsafe domain.state.pointee.connections.address(of: place)
+            guard unsafe connection.pointee.state == state else { return nil }
+            return unsafe ConnectionView(
+                generation: connection.pointee.generation, queuePair: connection.pointee.writes.number,
+                grantedImmediates: connection.pointee.grantedImmediates,
+                grantedMessages: connection.pointee.grantedMessages,
+                attempt: connection.pointee.attempt, remoteAttempt: connection.pointee.remoteAttempt)
+        }
     }
 
     var isReady: Bool { !connections(.ready).isEmpty }
