@@ -59,6 +59,18 @@ enum Fabric: String, Sendable, CustomStringConvertible {
         return cases
     }()
 
+    /// The traits that this build is without, whose providers are not tested here.
+    static let leftOut: [String] = {
+        var traits: [String] = []
+        #if !Libfabric
+            traits.append("Libfabric")
+        #endif
+        #if !Verbs
+            traits.append("Verbs")
+        #endif
+        return traits
+    }()
+
     #if Verbs
         /// Whether the suite has to run on RDMA devices: there are some, or it was said that there must be.
         static let isVerbsExpected = !verbsDevices.isEmpty || getenv("TE_REQUIRE_VERBS") != nil
