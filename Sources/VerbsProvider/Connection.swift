@@ -27,6 +27,8 @@ internal import TransferCore
 /// all before it succeeded.
 @safe struct SendQueue: ~Copyable {
     var qp: UnsafeMutablePointer<ibv_qp>?
+    /// The same queue pair where requests are given by calls.
+    var calls: UnsafeMutablePointer<ibv_qp_ex>?
     var number: UInt32 = 0
     /// The number of our first packet.
     var psn: UInt32 = 0
@@ -148,6 +150,12 @@ internal import TransferCore
     @inline(__always) var isCreditDue: Bool {
         immediatesReceived &- immediatesReturned >= max(1, grantedImmediates / 4)
             || messagesReceived &- messagesReturned >= max(1, grantedMessages / 4)
+    }
+
+    /// How many immediates the peer has room for, as far as is known.
+    @inline(__always) var immediateCredit: UInt32 {
+        let used = immediatesSent &- immediatesTaken
+        return used < immediateWindow ? immediateWindow &- used : 0
     }
 
     /// Takes note of what the peer has taken; numbers that cannot be are ignored.

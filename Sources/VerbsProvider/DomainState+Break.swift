@@ -90,11 +90,13 @@ extension DomainState {
             numbers.remove(connections[number].writes.number, connection: number, .write)
             _ = unsafe handles.api.pointee.destroy_qp(qp)
             unsafe connections[number].writes.qp = nil
+            unsafe connections[number].writes.calls = nil
         }
         if let qp = unsafe connections[number].messages.qp {
             numbers.remove(connections[number].messages.number, connection: number, .message)
             _ = unsafe handles.api.pointee.destroy_qp(qp)
             unsafe connections[number].messages.qp = nil
+            unsafe connections[number].messages.calls = nil
         }
     }
 

@@ -105,24 +105,20 @@ extension DomainState {
     private mutating func createQueue(
         _ queue: inout SendQueue, _ srq: UnsafeMutablePointer<ibv_srq>?, _ depth: UInt32
     ) -> Int32 {
-        var initial = unsafe ibv_qp_init_attr()
-        unsafe initial.send_cq = handles.cq
-        unsafe initial.recv_cq = handles.cq
-        unsafe initial.srq = srq
-        unsafe initial.qp_type = IBV_QPT_RC
-        unsafe initial.cap.max_send_wr = depth
-        unsafe initial.cap.max_send_sge = 1
-        unsafe initial.cap.max_inline_data = inlineBytes
-        var qp = unsafe handles.api.pointee.create_qp(handles.pd, &initial)
+        guard let pd = unsafe handles.pd else { return EINVAL }
+        var qp = unsafe QueuePairs.create(
+            handles.api, pd, handles.cq, srq: srq, depth: depth, inlineBytes: inlineBytes,
+            takesCalls: handles.usesCalls)
         if unsafe qp == nil, inlineBytes > 0, errno == EINVAL {
             // Not every device copies so many bytes into a request.
             inlineBytes = 0
-            unsafe initial.cap.max_inline_data = 0
-            unsafe initial.cap.max_send_wr = depth
-            unsafe qp = handles.api.pointee.create_qp(handles.pd, &initial)
+            unsafe qp = QueuePairs.create(
+                handles.api, pd, handles.cq, srq: srq, depth: depth, inlineBytes: 0,
+                takesCalls: handles.usesCalls)
         }
         guard let qp = unsafe qp else { return errno == 0 ? EIO : errno }
         unsafe queue.qp = qp
+        if handles.usesCalls { unsafe queue.calls = handles.api.pointee.qp_to_qp_ex(qp) }
         unsafe queue.number = qp.pointee.qp_num
         queue.psn = UInt32.random(in: 0..<1 << 24)
         queue.reset()

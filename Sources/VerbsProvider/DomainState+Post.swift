@@ -13,7 +13,9 @@ extension DomainState {
             guard let connection else {
                 return PostResult(accepted: accepted, isComplete: false, status: status, detail: detail)
             }
-            let (posted, failure, number) = unsafe postChain(requests, from: accepted, connection, peer)
+            let (posted, failure, number) = unsafe postChain(
+                requests.baseAddress.unsafelyUnwrapped + accepted, requests.count - accepted, connection, peer
+            )
             accepted += posted
             if failure != .success {
                 return PostResult(accepted: accepted, isComplete: false, status: failure, detail: number)
@@ -30,44 +32,68 @@ extension DomainState {
         return beginUse(of: peer)
     }
 
-    /// Fills one chain with requests to one peer and hands it over. Returns how many were taken, and why no more.
+    /// Hands over one chain of requests to one peer. Returns how many were taken, and why no more.
     private mutating func postChain(
-        _ requests: UnsafeBufferPointer<WorkRequest>, from first: Int, _ number: Int, _ peer: Int
+        _ requests: UnsafePointer<WorkRequest>, _ limit: Int, _ number: Int, _ peer: Int
     ) -> (posted: Int, status: WorkStatus, detail: Int32) {
         let connection = unsafe connections.address(of: number)
-        let queued = unsafe min(
-            Int(connection.pointee.writes.room), handles.sizes.requests - requestsInFlight)
-        let room = unsafe min(queued, min(chain.count, requests.count - first))
-        var filled = 0
-        while filled < room {
-            let request = unsafe requests.baseAddress.unsafelyUnwrapped + (first + filled)
-            guard unsafe request.pointee.target.pointee.peer == peer else { break }
-            if unsafe UInt64(bitPattern: Int64(request.pointee.length)) > longestWrite {
-                if filled == 0 { return (0, .outOfRange, 0) }
-                break
+        let (count, counted, status) = unsafe admit(requests, limit, connection, number, peer)
+        guard count > 0 else { return (0, status, 0) }
+        unsafe connection.pointee.immediatesSent &+= counted
+        var (taken, error) = (0, Int32(0))
+        if let calls = unsafe connection.pointee.writes.calls {
+            unsafe ibv_wr_start(calls)
+            for position in 0..<count {
+                let isLast = position + 1 == count
+                unsafe build(position, requests + position, connection, number, calls, isLast: isLast)
             }
-            if unsafe request.pointee.eighths > 0 {
-                guard unsafe takeImmediateCredit(connection, number) else { break }
-            }
-            unsafe fill(filled, request, connection, number)
-            filled += 1
+            // All or nothing.
+            error = unsafe ibv_wr_complete(calls)
+        } else {
+            for position in 0..<count { unsafe fill(position, requests + position, connection, number) }
+            (taken, error) = unsafe postList(count, connection)
         }
-        guard filled > 0 else { return (0, .again, 0) }
-        return unsafe submit(filled, connection, number)
+        if error == 0 { taken = count }
+        unsafe connection.pointee.writes.posted &+= UInt32(truncatingIfNeeded: taken)
+        requestsInFlight += taken
+        guard error != 0 else { return (count, .success, 0) }
+        for position in taken..<count where unsafe requests[position].eighths > 0 {
+            unsafe connection.pointee.immediatesSent &-= 1
+        }
+        // A full queue that we know to have room, or a queue pair that takes nothing. What was taken does not report, so
+        // that only the end of the queue pair can end it.
+        if error == ENOMEM, taken == 0, unsafe !connection.pointee.writes.isDrained { return (0, .again, 0) }
+        breakConnection(number, .providerFailed, error)
+        return (taken, .providerFailed, error)
     }
 
-    /// Whether the peer has room for another immediate. Takes it.
-    @inline(__always) private func takeImmediateCredit(
-        _ connection: UnsafeMutablePointer<Connection>, _ number: Int
-    ) -> Bool {
-        let used = unsafe connection.pointee.immediatesSent &- connection.pointee.immediatesTaken
-        if unsafe used >= connection.pointee.immediateWindow {
-            unsafe connection.pointee.note(credit: incomingCredit(number))
-            let now = unsafe connection.pointee.immediatesSent &- connection.pointee.immediatesTaken
-            guard unsafe now < connection.pointee.immediateWindow else { return false }
+    /// How many requests to one peer may go in one chain, and how many of them are counted; why none, if none.
+    @inline(__always) private func admit(
+        _ requests: UnsafePointer<WorkRequest>, _ limit: Int,
+        _ connection: UnsafeMutablePointer<Connection>, _ number: Int, _ peer: Int
+    ) -> (count: Int, counted: UInt32, status: WorkStatus) {
+        let queued = unsafe min(
+            Int(connection.pointee.writes.room), handles.sizes.requests - requestsInFlight)
+        let room = unsafe min(queued, min(chain.count, limit))
+        var credit = unsafe connection.pointee.immediateCredit
+        var (count, counted) = (0, UInt32(0))
+        while count < room {
+            let request = unsafe requests + count
+            guard unsafe request.pointee.target.pointee.peer == peer else { break }
+            if unsafe UInt64(bitPattern: Int64(request.pointee.length)) > longestWrite {
+                return (count, counted, .outOfRange)
+            }
+            if unsafe request.pointee.eighths > 0 {
+                if counted >= credit {
+                    unsafe connection.pointee.note(credit: incomingCredit(number))
+                    unsafe credit = connection.pointee.immediateCredit
+                    if counted >= credit { break }
+                }
+                counted &+= 1
+            }
+            count += 1
         }
-        unsafe connection.pointee.immediatesSent &+= 1
-        return true
+        return (count, counted, .again)
     }
 
     /// What the peer of a connection has taken so far; it writes the word itself.
@@ -77,19 +103,34 @@ extension DomainState {
         return unsafe word.pointee.load(ordering: .acquiring)  // pairs with the peer's write
     }
 
+    /// Notes request `position` of a chain as the next in flight. Returns what it comes back as.
+    @inline(__always) private func note(
+        _ position: Int, _ context: UInt64, _ connection: UnsafeMutablePointer<Connection>, _ number: Int
+    ) -> UInt64 {
+        let sequence = unsafe connection.pointee.writes.posted &+ UInt32(truncatingIfNeeded: position)
+        unsafe connection.pointee.writes.contexts[Int(sequence & connection.pointee.writes.mask)] = context
+        return unsafe WorkID(
+            .write, connection: number, generation: connection.pointee.generation, sequence: sequence
+        ).rawValue
+    }
+
+    /// Whether bytes are copied into their request.
+    @inline(__always) private func isCopied(_ length: Int, _ localKey: UInt64) -> Bool {
+        length > 0 && length <= Int(inlineBytes) && localKey < LocalKey.deviceMemory
+    }
+
+    /// The same as a flag of a request, which some drivers want even where the call says it.
+    @inline(__always) private func inlineFlag(_ length: Int, _ localKey: UInt64) -> UInt32 {
+        isCopied(length, localKey) ? IBV_SEND_INLINE.rawValue : 0
+    }
+
     /// Makes prepared request `position` of the chain into `request`.
     @inline(__always) private func fill(
         _ position: Int, _ request: UnsafePointer<WorkRequest>,
         _ connection: UnsafeMutablePointer<Connection>, _ number: Int
     ) {
         let work = unsafe chain.address(of: position)
-        let sequence = unsafe connection.pointee.writes.posted &+ UInt32(truncatingIfNeeded: position)
-        unsafe connection.pointee.writes.contexts[Int(sequence & connection.pointee.writes.mask)] =
-            request.pointee.context
-        unsafe work.pointee.wr_id =
-            WorkID(
-                .write, connection: number, generation: connection.pointee.generation, sequence: sequence
-            ).rawValue
+        unsafe work.pointee.wr_id = note(position, request.pointee.context, connection, number)
         let length = unsafe request.pointee.length
         let key = unsafe request.pointee.localKey
         var flags: UInt32 = 0
@@ -100,7 +141,7 @@ extension DomainState {
             unsafe part.pointee.length = UInt32(truncatingIfNeeded: length)
             unsafe part.pointee.lkey = UInt32(truncatingIfNeeded: key)
             unsafe work.pointee.num_sge = 1
-            if length <= Int(inlineBytes), key < LocalKey.deviceMemory { flags = IBV_SEND_INLINE.rawValue }
+            if isCopied(length, key) { flags = IBV_SEND_INLINE.rawValue }
         } else {
             unsafe work.pointee.num_sge = 0
         }
@@ -109,18 +150,55 @@ extension DomainState {
         unsafe work.pointee.wr.rdma.rkey = UInt32(truncatingIfNeeded: target.pointee.key)
         if unsafe request.pointee.eighths > 0 {
             unsafe work.pointee.opcode = IBV_WR_RDMA_WRITE_WITH_IMM
-            unsafe work.pointee.imm_data =
-                WireImmediate(request.pointee.immediate, eighths: request.pointee.eighths).rawValue.bigEndian
+            unsafe work.pointee.imm_data = request.pointee.wireImmediate
         } else {
             unsafe work.pointee.opcode = IBV_WR_RDMA_WRITE
         }
         unsafe work.pointee.send_flags = flags
     }
 
-    /// Hands over the first `count` requests of the chain; the last one reports for all.
-    private mutating func submit(
-        _ count: Int, _ connection: UnsafeMutablePointer<Connection>, _ number: Int
-    ) -> (posted: Int, status: WorkStatus, detail: Int32) {
+    /// Builds `request` in the queue of a queue pair. The last one of a chain reports for all.
+    @inline(__always) private func build(
+        _ position: Int, _ request: UnsafePointer<WorkRequest>,
+        _ connection: UnsafeMutablePointer<Connection>, _ number: Int,
+        _ calls: UnsafeMutablePointer<ibv_qp_ex>, isLast: Bool
+    ) {
+        unsafe calls.pointee.wr_id = note(position, request.pointee.context, connection, number)
+        unsafe calls.pointee.wr_flags =
+            (isLast ? IBV_SEND_SIGNALED.rawValue : 0)
+            | inlineFlag(request.pointee.length, request.pointee.localKey)
+        let target = unsafe request.pointee.target
+        let address = unsafe target.pointee.base &+ request.pointee.targetOffset
+        let key = unsafe UInt32(truncatingIfNeeded: target.pointee.key)
+        if unsafe request.pointee.eighths > 0 {
+            unsafe ibv_wr_rdma_write_imm(calls, key, address, request.pointee.wireImmediate)
+        } else {
+            unsafe ibv_wr_rdma_write(calls, key, address)
+        }
+        unsafe attach(request.pointee.source, request.pointee.length, request.pointee.localKey, to: calls)
+    }
+
+    /// Gives the newest request its bytes. A length of 0 would be read as 2^31: then an empty list.
+    @inline(__always) private func attach(
+        _ source: UnsafeRawPointer, _ length: Int, _ localKey: UInt64,
+        to calls: UnsafeMutablePointer<ibv_qp_ex>
+    ) {
+        if length == 0 {
+            unsafe ibv_wr_set_sge_list(calls, 0, chainParts.address(of: 0))
+        } else if isCopied(length, localKey) {
+            unsafe ibv_wr_set_inline_data(calls, UnsafeMutableRawPointer(mutating: source), length)
+        } else {
+            unsafe ibv_wr_set_sge(
+                calls, UInt32(truncatingIfNeeded: localKey), UInt64(UInt(bitPattern: source)),
+                UInt32(truncatingIfNeeded: length))
+        }
+    }
+
+    /// Hands over the first `count` requests of the chain; the last one reports for all. How many were taken before an
+    /// error, and its number.
+    @inline(__always) private func postList(
+        _ count: Int, _ connection: UnsafeMutablePointer<Connection>
+    ) -> (taken: Int, error: Int32) {
         let last = unsafe chain.address(of: count - 1)
         let next = unsafe last.pointee.next
         unsafe last.pointee.next = nil
@@ -128,19 +206,7 @@ extension DomainState {
         let error = unsafe ibv_post_send(
             connection.pointee.writes.qp, chain.address(of: 0), rejected.address(of: 0))
         unsafe last.pointee.next = next
-        var taken = count
-        if error != 0 { taken = rejectedPosition(count) }
-        unsafe connection.pointee.writes.posted &+= UInt32(truncatingIfNeeded: taken)
-        requestsInFlight += taken
-        guard error != 0 else { return (count, .success, 0) }
-        for position in taken..<count where unsafe chain[position].opcode == IBV_WR_RDMA_WRITE_WITH_IMM {
-            unsafe connection.pointee.immediatesSent &-= 1
-        }
-        // A full queue that we know to have room, or a queue pair that takes nothing. What was taken does not report, so
-        // that only the end of the queue pair can end it.
-        if error == ENOMEM, taken == 0, unsafe !connection.pointee.writes.isDrained { return (0, .again, 0) }
-        breakConnection(number, .providerFailed, error)
-        return (taken, .providerFailed, error)
+        return error == 0 ? (count, 0) : (rejectedPosition(count), error)
     }
 
     /// How many requests of a chain the driver took before the one that it refused.
@@ -175,7 +241,6 @@ extension DomainState {
         if let bytes = payload.baseAddress, payload.count > 0 {
             unsafe place.copyMemory(from: bytes, byteCount: payload.count)
         }
-        unsafe single[0].opcode = IBV_WR_SEND
         let error = unsafe postSingle(place, payload.count, connection, number, context, Int32(buffer))
         guard error == 0 else {
             freeMessages.give(buffer)
@@ -187,7 +252,7 @@ extension DomainState {
         return PostResult(accepted: 1, isComplete: false, status: .success)
     }
 
-    /// Posts the prepared single request on a message queue pair, from the domain's own memory. 0 or an error number.
+    /// Posts a message, or a write of a credit, on a message queue pair, from the domain's own memory. 0 or an error number.
     private mutating func postSingle(
         _ place: UnsafeMutableRawPointer, _ length: Int, _ connection: UnsafeMutablePointer<Connection>,
         _ number: Int, _ context: UInt64, _ buffer: Int32
@@ -196,19 +261,36 @@ extension DomainState {
         let entry = unsafe Int(sequence & connection.pointee.messages.mask)
         unsafe connection.pointee.messages.contexts[entry] = context
         unsafe connection.pointee.buffers[entry] = buffer
-        unsafe single[0].wr_id =
-            WorkID(
-                .message, connection: number, generation: connection.pointee.generation, sequence: sequence
-            ).rawValue
-        unsafe singlePart[0] = ibv_sge(
-            addr: UInt64(UInt(bitPattern: place)), length: UInt32(length),
-            lkey: handles.buffers.unsafelyUnwrapped.pointee.lkey)
-        unsafe single[0].num_sge = length > 0 ? 1 : 0
-        let isInline = length > 0 && length <= Int(inlineBytes)
-        unsafe single[0].send_flags =
-            IBV_SEND_SIGNALED.rawValue | (isInline ? IBV_SEND_INLINE.rawValue : 0)
-        let error = unsafe ibv_post_send(
-            connection.pointee.messages.qp, single.address(of: 0), rejected.address(of: 0))
+        let id = unsafe WorkID(
+            .message, connection: number, generation: connection.pointee.generation, sequence: sequence
+        ).rawValue
+        let key = unsafe handles.buffers.unsafelyUnwrapped.pointee.lkey
+        let isCredit = buffer == Connection.creditMark
+        let remote = unsafe (connection.pointee.remoteCreditKey, connection.pointee.remoteCreditAddress)
+        let error: Int32
+        if let calls = unsafe connection.pointee.messages.calls {
+            unsafe ibv_wr_start(calls)
+            unsafe calls.pointee.wr_id = id
+            unsafe calls.pointee.wr_flags = IBV_SEND_SIGNALED.rawValue | inlineFlag(length, UInt64(key))
+            if isCredit {
+                unsafe ibv_wr_rdma_write(calls, remote.0, remote.1)
+            } else {
+                unsafe ibv_wr_send(calls)
+            }
+            unsafe attach(place, length, UInt64(key), to: calls)
+            error = unsafe ibv_wr_complete(calls)
+        } else {
+            unsafe single[0].wr_id = id
+            unsafe single[0].opcode = isCredit ? IBV_WR_RDMA_WRITE : IBV_WR_SEND
+            unsafe single[0].wr.rdma.rkey = remote.0
+            unsafe single[0].wr.rdma.remote_addr = remote.1
+            singlePart[0] = ibv_sge(
+                addr: UInt64(UInt(bitPattern: place)), length: UInt32(length), lkey: key)
+            unsafe single[0].num_sge = length > 0 ? 1 : 0
+            unsafe single[0].send_flags = IBV_SEND_SIGNALED.rawValue | inlineFlag(length, UInt64(key))
+            error = unsafe ibv_post_send(
+                connection.pointee.messages.qp, single.address(of: 0), rejected.address(of: 0))
+        }
         guard error == 0 else { return error }
         unsafe connection.pointee.messages.posted &+= 1
         requestsInFlight += 1
@@ -248,9 +330,6 @@ extension DomainState {
         let messages = unsafe connection.pointee.messagesReceived
         let place = unsafe memory.outgoingCredit(number)
         unsafe place.storeBytes(of: UInt64(messages) << 32 | UInt64(immediates), as: UInt64.self)
-        unsafe single[0].opcode = IBV_WR_RDMA_WRITE
-        unsafe single[0].wr.rdma.remote_addr = connection.pointee.remoteCreditAddress
-        unsafe single[0].wr.rdma.rkey = connection.pointee.remoteCreditKey
         let error = unsafe postSingle(place, 8, connection, number, 0, Connection.creditMark)
         if error == ENOMEM { return false }
         guard error == 0 else {
@@ -261,6 +340,13 @@ extension DomainState {
         unsafe connection.pointee.immediatesReturned = immediates
         unsafe connection.pointee.messagesReturned = messages
         return true
+    }
+}
+
+extension WorkRequest {
+    /// What a NIC carries with the write.
+    @inline(__always) fileprivate var wireImmediate: UInt32 {
+        WireImmediate(immediate, eighths: eighths).rawValue.bigEndian
     }
 }
 

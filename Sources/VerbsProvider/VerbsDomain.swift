@@ -235,6 +235,11 @@ public import TransferCore
 
     // MARK: Reports
 
+    /// How requests are handed to the NIC: by `calls` or by `lists`.
+    public var posting: VerbsOptions.Posting {
+        unsafe state.pointee.handles.usesCalls ? .calls : .lists
+    }
+
     /// What the domain has been through. From the thread that polls.
     public var statistics: VerbsStatistics { unsafe state.pointee.statistics }
 

@@ -8,7 +8,7 @@ import TransferCore
 @testable import VerbsProvider
 
 /// What is posted: chains, signals, credits; and that no queue overruns.
-@Suite(.serialized) struct PostTests {
+@Suite(.serialized, .bothPostings) struct PostTests {
     private func connected(
         _ change: (inout VerbsOptions) -> Void = { _ in }
     ) throws -> (Network, End, End, UnsafeMutablePointer<ImportedKey>) {
@@ -24,6 +24,7 @@ import TransferCore
         #expect(unsafe a.post(0..<100, to: target).accepted == 100)
         let chains = UInt64((100 + length - 1) / length)
         #expect(network.books.doorbells == chains && network.books.signaled == chains)
+        #expect(network.books.called == (Network.posting == .calls ? chains : 0))
         #expect(network.books.longest_chain == UInt64(min(length, 100)) && network.books.requests == 100)
         #expect(network.run { a.ended.count == 100 })
         #expect(a.ended.values.allSatisfy { $0 == 1 } && Set(a.statuses.values) == [.success])
@@ -196,6 +197,30 @@ import TransferCore
         #expect(result.accepted == 0 && result.status == .outOfRange)
         let long = [UInt8](repeating: 0, count: Limits.messageBytes + 1)
         #expect(unsafe a.send(long, to: target, context: 1).status == .outOfRange)
+    }
+
+    /// Without a choice calls are used where the device takes them, and lists where it does not.
+    @Test(arguments: [false, true]) func postingIsChosen(_ isOld: Bool) throws {
+        let network = Network()
+        network.books.refuse_calls = isOld ? 1 : 0
+        let ends = try (0..<2).map { try network.open($0) { $0.posting = .automatic } }
+        #expect(ends[0].domain.posting == (isOld ? .lists : .calls))
+        let target = unsafe try ends[0].attach(ends[1])
+        #expect(network.run { unsafe ends[0].post(0..<40, to: target).accepted == 40 })
+        #expect(network.run { ends[1].count(of: 1) == 40 })
+        #expect((network.books.called > 0) == !isOld)
+        #expect(network.books.queue_pairs == 6, "nothing is left of the trial")
+        let name = network.options(0).device
+        let port = unsafe VerbsSelection.ports(te_standin_api(), VerbsOptions()).first { $0.device == name }
+        #expect(port?.posting == (isOld ? .lists : .calls), "what te info shows")
+    }
+
+    @Test func missingCallsAreSaid() throws {
+        let network = Network()
+        network.books.refuse_calls = 1
+        let error = #expect(throws: TransferError.self) { try network.open(0) { $0.posting = .calls } }
+        #expect(error?.code == .unavailable && error?.message.contains("ibv_wr_") == true)
+        #expect(network.living == 0)
     }
 
     /// Contract, promise 12.
