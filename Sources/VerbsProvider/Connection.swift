@@ -43,13 +43,16 @@ internal import TransferCore
     var failedFrom: UInt32 = 0
     var hasFailed = false
     var status = WorkStatus.success
+    /// The newest ones that the NIC was not given, because the queue pair broke first.
+    var withheld: UInt32 = 0
     /// What the ones after it end with.
     var laterStatus = WorkStatus.peerLost
     var detail: Int32 = 0
 
     /// Requests that may still be posted.
     @inline(__always) var room: UInt32 { mask &+ 1 &- (posted &- reported) }
-    var isDrained: Bool { ended == posted }
+    /// Whether the NIC is through with what it was given.
+    var isDrained: Bool { ended == posted &- withheld }
 
     /// Whether a sequence number belongs to a request in flight.
     @inline(__always) func isInFlight(_ sequence: UInt32) -> Bool {
@@ -76,6 +79,7 @@ internal import TransferCore
         posted = 0
         ended = 0
         reported = 0
+        withheld = 0
         hasFailed = false
         laterStatus = .peerLost
     }
@@ -128,6 +132,11 @@ internal import TransferCore
     var messageWindow: UInt32 = 0
     var remoteCreditAddress: UInt64 = 0
     var remoteCreditKey: UInt32 = 0
+
+    /// While a batch for several peers is handed over: how many of its requests are this one's, the first and the last.
+    var gathered = 0
+    var firstGathered: Int32 = 0
+    var lastGathered: Int32 = 0
 
     // What is received: counted here, told to the peer.
     var grantedImmediates: UInt32 = 0

@@ -6,22 +6,34 @@ internal import TransferCore
 extension DomainState {
     /// Starts requests; see `FabricDomain.post`.
     mutating func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult {
-        var accepted = 0
-        while accepted < requests.count {
-            let peer = unsafe requests[accepted].target.pointee.peer
-            let (connection, status, detail) = usableConnection(of: peer)
-            guard let connection else {
-                return PostResult(accepted: accepted, isComplete: false, status: status, detail: detail)
-            }
-            let (posted, failure, number) = unsafe postChain(
-                requests.baseAddress.unsafelyUnwrapped + accepted, requests.count - accepted, connection, peer
-            )
-            accepted += posted
-            if failure != .success {
-                return PostResult(accepted: accepted, isComplete: false, status: failure, detail: number)
-            }
+        guard let first = requests.baseAddress else {
+            return PostResult(accepted: 0, isComplete: false, status: .success)
         }
-        return PostResult(accepted: accepted, isComplete: false, status: .success)
+        var (accepted, status, detail) = (0, WorkStatus.success, Int32(0))
+        while accepted < requests.count, status == .success {
+            let posted: Int
+            (posted, status, detail) = unsafe postSome(first + accepted, requests.count - accepted)
+            accepted += posted
+        }
+        return PostResult(accepted: accepted, isComplete: false, status: status, detail: detail)
+    }
+
+    /// Hands over the first of some requests. Returns how many were taken, and why no more.
+    @inline(__always) private mutating func postSome(
+        _ requests: UnsafePointer<WorkRequest>, _ limit: Int
+    ) -> (posted: Int, status: WorkStatus, detail: Int32) {
+        let peer = unsafe requests.pointee.target.pointee.peer
+        let (usable, status, detail) = usableConnection(of: peer)
+        guard let usable else { return (0, status, detail) }
+        let connection = unsafe connections.address(of: usable)
+        let most = unsafe min(limit, chain.count)
+        let (count, counted, refusal) = unsafe admit(requests, most, connection, usable, peer)
+        // Another peer's come next, and perhaps more of this one's behind them.
+        if count < most, unsafe requests[count].target.pointee.peer != peer {
+            return unsafe postGathered(requests, limit)
+        }
+        if count == 0 { return (0, refusal, 0) }
+        return unsafe postChain(requests, count, counted, connection, usable)
     }
 
     /// The connection to a peer when both sides are ready; otherwise what to tell the engine. Starts a handshake.
@@ -32,13 +44,11 @@ extension DomainState {
         return beginUse(of: peer)
     }
 
-    /// Hands over one chain of requests to one peer. Returns how many were taken, and why no more.
+    /// Hands over one chain of requests to one peer, of which `counted` are. Returns how many were taken, and why no more.
     private mutating func postChain(
-        _ requests: UnsafePointer<WorkRequest>, _ limit: Int, _ number: Int, _ peer: Int
+        _ requests: UnsafePointer<WorkRequest>, _ count: Int, _ counted: UInt32,
+        _ connection: UnsafeMutablePointer<Connection>, _ number: Int
     ) -> (posted: Int, status: WorkStatus, detail: Int32) {
-        let connection = unsafe connections.address(of: number)
-        let (count, counted, status) = unsafe admit(requests, limit, connection, number, peer)
-        guard count > 0 else { return (0, status, 0) }
         unsafe connection.pointee.immediatesSent &+= counted
         var (taken, error) = (0, Int32(0))
         if let calls = unsafe connection.pointee.writes.calls {
@@ -67,14 +77,17 @@ extension DomainState {
         return (taken, .providerFailed, error)
     }
 
+    /// How many requests a connection may take now, from its own queue and from all that the domain may have in flight.
+    @inline(__always) func room(_ connection: UnsafeMutablePointer<Connection>) -> Int {
+        unsafe min(Int(connection.pointee.writes.room), handles.sizes.requests - requestsInFlight)
+    }
+
     /// How many requests to one peer may go in one chain, and how many of them are counted; why none, if none.
     @inline(__always) private func admit(
         _ requests: UnsafePointer<WorkRequest>, _ limit: Int,
         _ connection: UnsafeMutablePointer<Connection>, _ number: Int, _ peer: Int
     ) -> (count: Int, counted: UInt32, status: WorkStatus) {
-        let queued = unsafe min(
-            Int(connection.pointee.writes.room), handles.sizes.requests - requestsInFlight)
-        let room = unsafe min(queued, min(chain.count, limit))
+        let room = unsafe min(room(connection), limit)
         var credit = unsafe connection.pointee.immediateCredit
         var (count, counted) = (0, UInt32(0))
         while count < room {
@@ -104,7 +117,7 @@ extension DomainState {
     }
 
     /// Notes request `position` of a chain as the next in flight. Returns what it comes back as.
-    @inline(__always) private func note(
+    @inline(__always) func note(
         _ position: Int, _ context: UInt64, _ connection: UnsafeMutablePointer<Connection>, _ number: Int
     ) -> UInt64 {
         let sequence = unsafe connection.pointee.writes.posted &+ UInt32(truncatingIfNeeded: position)
@@ -114,18 +127,15 @@ extension DomainState {
         ).rawValue
     }
 
-    /// Whether bytes are copied into their request.
-    @inline(__always) private func isCopied(_ length: Int, _ localKey: UInt64) -> Bool {
-        length > 0 && length <= Int(inlineBytes) && localKey < LocalKey.deviceMemory
-    }
-
-    /// The same as a flag of a request, which some drivers want even where the call says it.
+    /// Whether bytes are copied into their request, as a flag of the request: some drivers want it even by calls.
     @inline(__always) private func inlineFlag(_ length: Int, _ localKey: UInt64) -> UInt32 {
-        isCopied(length, localKey) ? IBV_SEND_INLINE.rawValue : 0
+        // The hint makes it a branch: pages are long, and then one comparison is all.
+        guard _slowPath(length <= Int(inlineBytes)) else { return 0 }
+        return length > 0 && localKey < LocalKey.deviceMemory ? IBV_SEND_INLINE.rawValue : 0
     }
 
     /// Makes prepared request `position` of the chain into `request`.
-    @inline(__always) private func fill(
+    @inline(__always) func fill(
         _ position: Int, _ request: UnsafePointer<WorkRequest>,
         _ connection: UnsafeMutablePointer<Connection>, _ number: Int
     ) {
@@ -141,7 +151,7 @@ extension DomainState {
             unsafe part.pointee.length = UInt32(truncatingIfNeeded: length)
             unsafe part.pointee.lkey = UInt32(truncatingIfNeeded: key)
             unsafe work.pointee.num_sge = 1
-            if isCopied(length, key) { flags = IBV_SEND_INLINE.rawValue }
+            flags = inlineFlag(length, key)
         } else {
             unsafe work.pointee.num_sge = 0
         }
@@ -158,15 +168,15 @@ extension DomainState {
     }
 
     /// Builds `request` in the queue of a queue pair. The last one of a chain reports for all.
-    @inline(__always) private func build(
+    @inline(__always) func build(
         _ position: Int, _ request: UnsafePointer<WorkRequest>,
         _ connection: UnsafeMutablePointer<Connection>, _ number: Int,
         _ calls: UnsafeMutablePointer<ibv_qp_ex>, isLast: Bool
     ) {
+        let (length, localKey) = unsafe (request.pointee.length, request.pointee.localKey)
+        let flags = inlineFlag(length, localKey)
         unsafe calls.pointee.wr_id = note(position, request.pointee.context, connection, number)
-        unsafe calls.pointee.wr_flags =
-            (isLast ? IBV_SEND_SIGNALED.rawValue : 0)
-            | inlineFlag(request.pointee.length, request.pointee.localKey)
+        unsafe calls.pointee.wr_flags = flags | (isLast ? IBV_SEND_SIGNALED.rawValue : 0)
         let target = unsafe request.pointee.target
         let address = unsafe target.pointee.base &+ request.pointee.targetOffset
         let key = unsafe UInt32(truncatingIfNeeded: target.pointee.key)
@@ -175,28 +185,28 @@ extension DomainState {
         } else {
             unsafe ibv_wr_rdma_write(calls, key, address)
         }
-        unsafe attach(request.pointee.source, request.pointee.length, request.pointee.localKey, to: calls)
+        unsafe attach(request.pointee.source, length, localKey, flags, to: calls)
     }
 
     /// Gives the newest request its bytes. A length of 0 would be read as 2^31: then an empty list.
     @inline(__always) private func attach(
-        _ source: UnsafeRawPointer, _ length: Int, _ localKey: UInt64,
+        _ source: UnsafeRawPointer, _ length: Int, _ localKey: UInt64, _ inlineFlag: UInt32,
         to calls: UnsafeMutablePointer<ibv_qp_ex>
     ) {
-        if length == 0 {
-            unsafe ibv_wr_set_sge_list(calls, 0, chainParts.address(of: 0))
-        } else if isCopied(length, localKey) {
+        if inlineFlag != 0 {
             unsafe ibv_wr_set_inline_data(calls, UnsafeMutableRawPointer(mutating: source), length)
-        } else {
+        } else if length > 0 {
             unsafe ibv_wr_set_sge(
                 calls, UInt32(truncatingIfNeeded: localKey), UInt64(UInt(bitPattern: source)),
                 UInt32(truncatingIfNeeded: length))
+        } else {
+            unsafe ibv_wr_set_sge_list(calls, 0, chainParts.address(of: 0))
         }
     }
 
     /// Hands over the first `count` requests of the chain; the last one reports for all. How many were taken before an
     /// error, and its number.
-    @inline(__always) private func postList(
+    @inline(__always) func postList(
         _ count: Int, _ connection: UnsafeMutablePointer<Connection>
     ) -> (taken: Int, error: Int32) {
         let last = unsafe chain.address(of: count - 1)
@@ -265,19 +275,20 @@ extension DomainState {
             .message, connection: number, generation: connection.pointee.generation, sequence: sequence
         ).rawValue
         let key = unsafe handles.buffers.unsafelyUnwrapped.pointee.lkey
+        let flag = inlineFlag(length, UInt64(key))
         let isCredit = buffer == Connection.creditMark
         let remote = unsafe (connection.pointee.remoteCreditKey, connection.pointee.remoteCreditAddress)
         let error: Int32
         if let calls = unsafe connection.pointee.messages.calls {
             unsafe ibv_wr_start(calls)
             unsafe calls.pointee.wr_id = id
-            unsafe calls.pointee.wr_flags = IBV_SEND_SIGNALED.rawValue | inlineFlag(length, UInt64(key))
+            unsafe calls.pointee.wr_flags = IBV_SEND_SIGNALED.rawValue | flag
             if isCredit {
                 unsafe ibv_wr_rdma_write(calls, remote.0, remote.1)
             } else {
                 unsafe ibv_wr_send(calls)
             }
-            unsafe attach(place, length, UInt64(key), to: calls)
+            unsafe attach(place, length, UInt64(key), flag, to: calls)
             error = unsafe ibv_wr_complete(calls)
         } else {
             unsafe single[0].wr_id = id
@@ -287,7 +298,7 @@ extension DomainState {
             singlePart[0] = ibv_sge(
                 addr: UInt64(UInt(bitPattern: place)), length: UInt32(length), lkey: key)
             unsafe single[0].num_sge = length > 0 ? 1 : 0
-            unsafe single[0].send_flags = IBV_SEND_SIGNALED.rawValue | inlineFlag(length, UInt64(key))
+            unsafe single[0].send_flags = IBV_SEND_SIGNALED.rawValue | flag
             error = unsafe ibv_post_send(
                 connection.pointee.messages.qp, single.address(of: 0), rejected.address(of: 0))
         }

@@ -45,6 +45,11 @@ internal import TransferCore
     let receivePart = Table<ibv_sge>(repeating: ibv_sge(), count: 1)
     let rejectedReceive = unsafe Table<UnsafeMutablePointer<ibv_recv_wr>?>(repeating: nil, count: 1)
 
+    /// In a batch for several peers: after each request, the next one to the same peer; and the connections in it.
+    let links = Table<Int32>(repeating: 0, count: Limits.requestsPerPost)
+    let gathered = Table<Int32>(repeating: 0, count: Limits.requestsPerPost)
+    var gatheredCount = 0
+
     // Buffers.
     var freeDatagrams = FreeList(Tuning.datagramSends)
     /// For each datagram on its way: the peer, or -1 and a handle of its own.

@@ -96,6 +96,37 @@ import TransferCore
         #expect(network.run { b.count(of: 1) == before + 1 })
     }
 
+    /// What lies behind in a batch may have been handed over already: so all that was accepted ends, that of the peer whose
+    /// queue pair refused with the error.
+    @Test(arguments: [0, 5, 20, 37] as [UInt64], [EIO, ENOMEM])
+    func driverRefusesAmongOthers(_ after: UInt64, _ error: Int32) throws {
+        let network = Network(devices: 4)
+        let ends = try (0..<4).map { try network.open($0) }
+        let targets = unsafe try (1..<4).map { unsafe try ends[0].attach(ends[$0]) }
+        #expect(network.run { ends[0].connections(.ready).count == 3 })
+        network.books.hold_requests = 1
+        network.books.refuse_error = error
+        network.books.refuse_after = after
+        let requests = (0..<60).map { unsafe ends[0].request(UInt64($0), to: targets[$0 % 3]) }
+        let result = ends[0].post(requests)
+        #expect(result.accepted == 60 && result.status == .success)
+        network.books.hold_requests = 0
+        unsafe te_standin_run(network.standIn, 1000)
+        // Well before the deadline for draining: nothing is waited for that the NIC never had.
+        #expect(network.run(300) { ends[0].ended.count == 60 })
+        network.run(50)
+        #expect(ends[0].ended.values.allSatisfy { $0 == 1 })
+        let broken = Int(after) / 20
+        for number in 0..<60 {
+            let status = ends[0].statuses[UInt64(number)]
+            #expect(
+                (status == .success) == (number % 3 != broken), "\(number): \(String(describing: status))")
+        }
+        #expect(unsafe ends[0].domain.state.pointee.requestsInFlight == 0)
+        #expect(network.run { unsafe ends[0].post(100..<101, to: targets[broken]).accepted == 1 })
+        #expect(network.run { ends[0].statuses[100] == .success })
+    }
+
     @Test func driverWithAFullQueuePushesBack() throws {
         let (network, a, _, target) = unsafe try connected()
         network.books.hold_requests = 1
