@@ -28,7 +28,8 @@ public protocol FabricDomain: AnyObject {
     /// Ends an import; no request uses the key any more.
     func releaseImport(_ key: ImportedKey)
 
-    /// Starts requests in the order given. Returns how many were taken; the rest were not touched.
+    /// Starts requests in the order given. Returns how many were taken; the rest were not touched. A provider that has queues
+    /// for each peer says `targetBusy` where one of them is full, so that nobody waits for somebody else's peer.
     func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult
     /// Starts a two-sided message of at most `Limits.messageBytes`; the payload is copied before this returns.
     func send(_ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64)
@@ -211,8 +212,11 @@ extension WorkRequest {
 /// How a work request ended.
 public enum WorkStatus: UInt8, Error, Sendable {
     case success
-    /// Nothing was taken: the queue is full, poll and post again.
+    /// Nothing more is taken now, whoever it is for: the queue is full, poll and post again.
     case again
+    /// Nothing more is taken now for the target of the next request, which is not connected yet or has no room; requests to
+    /// others may be.
+    case targetBusy
     /// The region at the target is gone or has another generation.
     case staleRegion
     /// The key is wrong, or the region does not allow it.

@@ -164,7 +164,7 @@ extension DomainGroup {
         case .peerLost:
             return TransferError(
                 .peerLost, "\(operation): the peer has ended (error \(slot.failureDetail))")
-        case .success, .again, .providerFailed:
+        case .success, .again, .targetBusy, .providerFailed:
             return TransferError(
                 .providerFailed, "\(operation): the provider reports error \(slot.failureDetail)")
         }

@@ -49,6 +49,10 @@ struct TransferSlot: ~Copyable {
     /// Targets of scatters and barriers; the table is kept for the slot's next user, and may be longer than `targetCount`.
     var targets = Table<ScatterTarget>()
     var targetCount = 0
+    /// Targets that have their turn in this pass, the first of the table; and how many of those before `targetCursor` were
+    /// busy and wait for the next pass, before all others.
+    var passCount = 0
+    var asideCount = 0
     /// Next target, its next piece, and the offset of the next chunk in the piece.
     var targetCursor = 0
     var pieceCursor = 0
@@ -76,8 +80,19 @@ enum SlotStatus {
 /// One target of a scatter or a barrier.
 struct ScatterTarget {
     var attachment: UInt32 = 0
+    /// Its place in the caller's order, which decides how it is cut.
+    var number: UInt16 = 0
+    /// Where it goes on after it was busy.
+    var piece: UInt16 = 0
+    var chunk = 0
     /// Offset in the slot's local region.
     var sourceOffset = 0
     var length = 0
     var targetOffset = 0
+
+    /// Begins again with all of it.
+    mutating func rewind() {
+        piece = 0
+        chunk = 0
+    }
 }

@@ -51,6 +51,8 @@ internal import TransferCore
 
     /// Requests that may still be posted.
     @inline(__always) var room: UInt32 { mask &+ 1 &- (posted &- reported) }
+    /// Requests that have not ended.
+    @inline(__always) var inFlight: Int { Int(posted &- ended) }
     /// Whether the NIC is through with what it was given.
     var isDrained: Bool { ended == posted &- withheld }
 

@@ -33,13 +33,14 @@ extension DomainState {
     ) -> WorkStatus {
         let connection = unsafe connections.address(of: number)
         if unsafe UInt64(bitPattern: Int64(request.pointee.length)) > longestWrite { return .outOfRange }
+        let own = unsafe connection.pointee.writes.inFlight + connection.pointee.gathered
         guard unsafe Int(connection.pointee.writes.room) > connection.pointee.gathered,
-            requestsInFlight < handles.sizes.requests
-        else { return .again }
+            own < handles.sizes.requests - requestsInFlight
+        else { return refusal }
         if unsafe request.pointee.eighths > 0 {
             if unsafe connection.pointee.immediateCredit == 0 {
                 unsafe connection.pointee.note(credit: incomingCredit(number))
-                if unsafe connection.pointee.immediateCredit == 0 { return .again }
+                if unsafe connection.pointee.immediateCredit == 0 { return .targetBusy }
             }
             unsafe connection.pointee.immediatesSent &+= 1
         }

