@@ -38,6 +38,10 @@ public protocol FabricDomain: AnyObject {
     /// Makes progress and returns completions and messages. A message's bytes are valid until the next call.
     func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int
 
+    /// Says in words what became of a request: what happened, to whom, and what to do; nil when there is nothing to say beside
+    /// the status. Called only when somebody is told of a failure. `peer` is `ImportedKey.peer` when it is known whose it was.
+    func describe(_ status: WorkStatus, detail: Int32, peer: Int?) -> String?
+
     /// Arms the wake-up; false when there may already be something to poll.
     func prepareToSleep() -> Bool
     /// A file descriptor that is readable when there is something to poll, or -1 when `TargetPage.sleeping` suffices.
@@ -45,6 +49,10 @@ public protocol FabricDomain: AnyObject {
 
     /// Releases everything. Nothing is called afterwards.
     func close()
+}
+
+extension FabricDomain {
+    public func describe(_ status: WorkStatus, detail: Int32, peer: Int?) -> String? { nil }
 }
 
 /// What a NIC is and can do.

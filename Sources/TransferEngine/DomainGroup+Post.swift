@@ -149,7 +149,8 @@ extension DomainGroup {
             if result.status == .success, result.accepted > 0 { continue }
             if result.status == .success || result.status == .again { return .blocked }
             if result.status == .targetBusy { return .busy }
-            fail(&slot, result.status, result.detail, domain)
+            let peer = unsafe batch[accepted].target.pointee.peer
+            fail(&slot, result.status, result.detail, domain, peer: peer)
             return .failed
         }
         return .posted

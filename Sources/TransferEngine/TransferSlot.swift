@@ -19,6 +19,8 @@ struct TransferSlot: ~Copyable {
     var failure = WorkStatus.success
     var failureDetail: Int32 = 0
     var failureDomain: UInt8 = 0
+    /// `ImportedKey.peer` of the request that was refused; -1 when the failure came later.
+    var failurePeer = -1
 
     /// 30 bits.
     var immediate: UInt32 = 0

@@ -36,7 +36,7 @@ extension DomainState {
 
     /// Ends a connection that was never used.
     mutating func abandon(_ number: Int) {
-        breakConnection(number, .peerLost, peers[connections[number].peer].failure, isTold: true)
+        breakConnection(number, .peerLost, -peers[connections[number].peer].failure, isTold: true)
         finish(number)
     }
 
@@ -124,7 +124,7 @@ extension DomainState {
             }
             // An object cannot be destroyed before its events have been acknowledged.
             unsafe handles.api.pointee.ack_async_event(&event)
-            if let broken { breakConnection(broken, .peerLost, Int32(bitPattern: kind.rawValue)) }
+            if let broken { breakConnection(broken, .peerLost, VerbsError.detail(event: kind)) }
             if kind == IBV_EVENT_DEVICE_FATAL || kind == IBV_EVENT_CQ_ERR { loseDevice() }
         }
     }
@@ -137,7 +137,7 @@ extension DomainState {
             switch connections[number].state {
             case .free: continue
             case .draining: finish(number)
-            case .calling, .bound, .ready: breakConnection(number, .providerFailed, ENODEV, isTold: true)
+            case .calling, .bound, .ready: breakConnection(number, .providerFailed, -ENODEV, isTold: true)
             }
         }
     }

@@ -73,7 +73,7 @@ extension DomainState {
             guard error != 0 else { continue }
             index = start
             for _ in 0..<taken { index = Int(links[index]) }
-            breakConnection(number, .providerFailed, error)
+            breakConnection(number, .providerFailed, -error)
         }
         // The connection is broken, now or while another peer's was made: these end with it.
         for position in 0..<left {

@@ -10,16 +10,16 @@ extension DomainState {
 
     /// A peer without a usable connection is wanted: starts or awaits the handshake, or says why there is none.
     mutating func beginUse(of peer: Int) -> (Int?, WorkStatus, Int32) {
-        if isGone { return (nil, .providerFailed, ENODEV) }
+        if isGone { return (nil, .providerFailed, -ENODEV) }
         if peers[peer].connection < 0 {
             if peers[peer].failedUntil > 0, now < peers[peer].failedUntil {
-                return (nil, .peerLost, peers[peer].failure)
+                return (nil, .peerLost, -peers[peer].failure)
             }
             let error = call(peer)
             guard error == 0 else {
                 if error == EAGAIN { return (nil, .targetBusy, 0) }
                 refuse(peer, error, now)
-                return (nil, .providerFailed, error)
+                return (nil, .providerFailed, -error)
             }
         }
         let number = peers[peer].connection
@@ -251,7 +251,7 @@ extension DomainState {
             refuse(peer, ECONNREFUSED, now)
             abandon(number)
         } else if state != .calling, connections[number].remoteAttempt == hello.attempt {
-            breakConnection(number, .peerLost, ECONNRESET, isTold: true)
+            breakConnection(number, .peerLost, -ECONNRESET, isTold: true)
         }
     }
 
@@ -266,7 +266,7 @@ extension DomainState {
         if isNew { endPredecessors(of: peer) }
         if isNew, peers[peer].connection >= 0, connections[peers[peer].connection].state == .ready {
             // It has started over, so ours leads nowhere.
-            breakConnection(peers[peer].connection, .peerLost, ECONNRESET, isTold: true)
+            breakConnection(peers[peer].connection, .peerLost, -ECONNRESET, isTold: true)
         }
         var fresh = false
         if peers[peer].connection < 0 {
@@ -323,7 +323,7 @@ extension DomainState {
         {
             let number = peers[other].connection
             if connections[number].state == .calling { continue }
-            breakConnection(number, .peerLost, ECONNRESET, isTold: true)
+            breakConnection(number, .peerLost, -ECONNRESET, isTold: true)
         }
     }
 

@@ -65,7 +65,7 @@ extension DomainState {
         }
         let status = unsafe entry.pointee.status
         if status != IBV_WC_SUCCESS {
-            let detail = unsafe VerbsError.detail(status, vendor: entry.pointee.vendor_err)
+            let detail = unsafe reason(id.connection, status, entry.pointee.vendor_err)
             connections[id.connection].writes.fail(
                 from: id.sequence, VerbsError.status(of: status), detail)
             breakConnection(id.connection, .peerLost, detail)
@@ -76,6 +76,13 @@ extension DomainState {
         list(id.connection)
     }
 
+    /// What is told of a request that failed. One that only came back because its connection was broken has that reason.
+    private func reason(_ number: Int, _ status: ibv_wc_status, _ vendor: UInt32) -> Int32 {
+        let isBroken = connections[number].state == .draining && connections[number].causeDetail != 0
+        return status == IBV_WC_WR_FLUSH_ERR && isBroken
+            ? connections[number].causeDetail : VerbsError.detail(status, vendor: vendor)
+    }
+
     private mutating func endMessages(_ id: WorkID, _ entry: UnsafeMutablePointer<ibv_wc>) {
         guard isKnown(id), connections[id.connection].messages.isInFlight(id.sequence) else {
             statistics.strayCompletions += 1
@@ -83,7 +90,7 @@ extension DomainState {
         }
         let status = unsafe entry.pointee.status
         if status != IBV_WC_SUCCESS {
-            let detail = unsafe VerbsError.detail(status, vendor: entry.pointee.vendor_err)
+            let detail = unsafe reason(id.connection, status, entry.pointee.vendor_err)
             connections[id.connection].messages.fail(
                 from: id.sequence, VerbsError.status(of: status), detail)
             breakConnection(id.connection, .peerLost, detail)

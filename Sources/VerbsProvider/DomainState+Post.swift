@@ -38,7 +38,7 @@ extension DomainState {
 
     /// The connection to a peer when both sides are ready; otherwise what to tell the engine. Starts a handshake.
     @inline(__always) mutating func usableConnection(of peer: Int) -> (Int?, WorkStatus, Int32) {
-        guard peer >= 0, peer < peerCount else { return (nil, .providerFailed, EINVAL) }
+        guard peer >= 0, peer < peerCount else { return (nil, .providerFailed, -EINVAL) }
         let connection = peers[peer].connection
         if connection >= 0, connections[connection].state == .ready { return (connection, .success, 0) }
         return beginUse(of: peer)
@@ -75,8 +75,8 @@ extension DomainState {
         if error == ENOMEM, taken == 0, unsafe !connection.pointee.writes.isDrained {
             return (0, .targetBusy, 0)
         }
-        breakConnection(number, .providerFailed, error)
-        return (taken, .providerFailed, error)
+        breakConnection(number, .providerFailed, -error)
+        return (taken, .providerFailed, -error)
     }
 
     /// How many requests a connection may take now: what its own queue has room for, and of what the domain may have in
@@ -264,8 +264,8 @@ extension DomainState {
         guard error == 0 else {
             freeMessages.give(buffer)
             if error == ENOMEM { return refused(.again) }
-            breakConnection(number, .providerFailed, error)
-            return refused(.providerFailed, error)
+            breakConnection(number, .providerFailed, -error)
+            return refused(.providerFailed, -error)
         }
         unsafe connection.pointee.messagesSent &+= 1
         return PostResult(accepted: 1, isComplete: false, status: .success)
@@ -353,7 +353,7 @@ extension DomainState {
         let error = unsafe postSingle(place, 8, connection, number, 0, Connection.creditMark)
         if error == ENOMEM { return false }
         guard error == 0 else {
-            breakConnection(number, .providerFailed, error)
+            breakConnection(number, .providerFailed, -error)
             return true
         }
         unsafe connection.pointee.isReturningCredit = true

@@ -235,6 +235,11 @@ public import TransferCore
 
     // MARK: Reports
 
+    public func describe(_ status: WorkStatus, detail: Int32, peer: Int?) -> String? {
+        unsafe VerbsFailure(status, detail, peer: state.pointee.name(ofPeer: peer), state.pointee.options)
+            .words
+    }
+
     /// How requests are handed to the NIC: by `calls` or by `lists`.
     public var posting: VerbsOptions.Posting {
         unsafe state.pointee.handles.usesCalls ? .calls : .lists

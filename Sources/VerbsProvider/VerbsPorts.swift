@@ -213,6 +213,10 @@ enum VerbsError {
         }
     }
 
+    /// What `Completion.detail` holds for an asynchronous event. Error numbers of the system are negated, too.
+    static func detail(event: ibv_event_type) -> Int32 { firstEvent - Int32(bitPattern: event.rawValue) }
+    static let firstEvent: Int32 = -1000
+
     /// What `Completion.detail` holds for it: the vendor's code above the status.
     static func detail(_ status: ibv_wc_status, vendor: UInt32) -> Int32 {
         Int32(truncatingIfNeeded: vendor & 0x7F_FFFF) << 8 | Int32(truncatingIfNeeded: status.rawValue & 0xFF)

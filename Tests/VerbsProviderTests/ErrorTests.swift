@@ -64,6 +64,44 @@ import TransferCore
         #expect(network.run { a.statuses[5] == .success })
     }
 
+    /// What users are told: the message of a transfer that failed.
+    @Test func failuresAreSaidInWords() throws {
+        let (network, a, _, target) = unsafe try connected()
+        unsafe target.pointee.key ^= 0x5500
+        unsafe a.post(0..<2, to: target)
+        #expect(network.run { a.ended.count == 2 })
+        func words(_ status: WorkStatus, _ detail: Int32?, peer: Int? = 0) -> String {
+            a.domain.describe(status, detail: detail ?? 0, peer: peer) ?? "nothing"
+        }
+        let denied = words(.accessDenied, a.details[0])
+        #expect(
+            denied.contains("remote access error (vendor 0x88) at peer 10.1.0.2: the region was deregistered")
+        )
+        #expect(denied.contains("attach its new descriptor"))
+        #expect(words(.accessDenied, 0) == "nothing", "then the status says it all")
+        #expect(words(.peerLost, -ECONNREFUSED).contains("(ECONNREFUSED): it was started over"))
+        #expect(words(.peerLost, -ECONNRESET, peer: nil).hasPrefix("a peer has closed the connection"))
+        #expect(words(.peerLost, -ECONNRESET, peer: 99).hasPrefix("a peer has closed"))
+        #expect(words(.providerFailed, -ENODEV).contains("device is gone"))
+        #expect(words(.providerFailed, -EIO).contains("Input/output error (5)"))
+        #expect(words(.peerLost, VerbsError.detail(event: IBV_EVENT_QP_FATAL)).contains("(event 1)"))
+        let statuses = Self.outcomes.map { ($0.1, Int32(bitPattern: $0.0)) }
+        #expect(Set(statuses.map { words($0.0, $0.1) }).count == statuses.count, "each has its own")
+        for (status, code) in statuses { #expect(!words(status, code).contains("completion error")) }
+        #expect(words(.providerFailed, 99).contains("work completion error 99"))
+    }
+
+    /// A request that only came back because its connection was broken says why that was.
+    @Test func flushedRequestsHaveTheReason() throws {
+        let (network, a, b, target) = unsafe try connected()
+        network.books.hold_requests = 1
+        unsafe a.post(0..<3, to: target)
+        #expect(unsafe a.send([1], to: target, context: 3).accepted == 1)
+        b.close()
+        #expect(network.run { a.ended.count == 4 })
+        #expect(Set(a.statuses.values) == [.peerLost] && Set(a.details.values) == [-ECONNRESET])
+    }
+
     @Test func messagesInFlightEndToo() throws {
         let (network, a, _, target) = unsafe try connected()
         network.books.hold_requests = 1
@@ -84,7 +122,7 @@ import TransferCore
         network.books.refuse_error = EIO
         network.books.refuse_after = after
         let result = unsafe a.post(0..<40, to: target)
-        #expect(result.status == .providerFailed && result.detail == EIO)
+        #expect(result.status == .providerFailed && result.detail == -EIO)
         // Calls are taken all or none, for each chain.
         #expect(result.accepted == Int(Network.posting == .lists ? after : after / 16 * 16))
         #expect(network.run { a.ended.count == result.accepted })
@@ -201,7 +239,7 @@ import TransferCore
         #expect(a.ended.count == 43 && a.ended.values.allSatisfy { $0 == 1 })
         #expect(Set(a.statuses.values) == [.providerFailed])
         let refused = unsafe a.post(60..<61, to: target)
-        #expect(refused.status == .providerFailed && refused.detail == ENODEV)
+        #expect(refused.status == .providerFailed && refused.detail == -ENODEV)
         #expect(unsafe a.send([1], to: target, context: 61).status == .providerFailed)
         #expect(a.domain.prepareToSleep())
     }
