@@ -49,6 +49,7 @@ test: setup lint
 	swift test --skip-build
 	swift build $(OPTIMISED) --build-tests
 	swift test $(OPTIMISED) --skip-build --filter AllocationTests
+	swift build --build-tests --disable-default-traits --scratch-path .build/without-traits
 	dev/docs
 	swift build -c release --product te
 	$(TE) sim --scenario all --seeds 1..200

@@ -18,6 +18,8 @@ let hot: [SwiftSetting] =
 /// Code that is not checked for memory safety says `unsafe`, and beside it why it is not wrong.
 let safe: [SwiftSetting] = [.strictMemorySafety()]
 
+// What uses a provider only where its trait is enabled, and says `#if` where it does. A provider's own tests use it
+// always: they are built and run whatever the traits are.
 let libfabric = Target.Dependency.target(name: "LibfabricProvider", condition: .when(traits: ["Libfabric"]))
 let verbs = Target.Dependency.target(name: "VerbsProvider", condition: .when(traits: ["Verbs"]))
 
@@ -100,7 +102,8 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "LibfabricProviderTests",
-            dependencies: ["TransferCore", "CPlatform", "CLibfabric", libfabric], swiftSettings: strict),
+            dependencies: ["TransferCore", "CPlatform", "CLibfabric", "LibfabricProvider"],
+            swiftSettings: strict),
         .executableTarget(
             name: "verbs-host-cost",
             dependencies: ["TransferCore", "CPlatform", "CVerbsStandIn", "CAllocationCounter", verbs],
@@ -110,7 +113,7 @@ let package = Package(
             name: "VerbsProviderTests",
             dependencies: [
                 "TransferCore", "TransferEngine", "Platform", "CPlatform", "CVerbs", "CVerbsStandIn",
-                "CAllocationCounter", verbs,
+                "CAllocationCounter", "VerbsProvider",
             ],
             swiftSettings: strict + [.strictMemorySafety()]),
     ],

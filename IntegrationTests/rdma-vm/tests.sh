@@ -23,6 +23,7 @@ one any   40 perftest
 one uml  240 conformance verbs rxa0
 one uml  240 conformance verbs rxa0,rxb0
 one any  240 conformance verbs rxa0,rxb0,rxa1,rxb1
+one any  120 conformance verbsLists rxa0,rxb0 /(barriers|badDescriptors|countAfterData|immediates|messages)
 one qemu 120 conformance verbsRxm 10.1.0.10,10.1.0.20 /(barriers|badDescriptors|countAfterData|immediates|messages)
 one uml   90 demo 1,2
 one any   40 transfer verbs 1 1
@@ -146,7 +147,7 @@ perftest() {
 
 # The suite that every provider has to pass, in one process: all engines have the NICs named here. Sixty-four peers reserve
 # more than the 512 GiB of addresses that a process has on user-mode Linux.
-conformance() { # verbs|verbsRxm DEVICES|ADDRESSES [TESTS]
+conformance() { # verbs|verbsLists|verbsRxm DEVICES|ADDRESSES [TESTS]
   local skipped=()
   [ "$(rdma_kind)" = qemu ] || skipped=(--skip sixtyFourPeers)
   TE_CONFORMANCE=$1 TE_REQUIRE_VERBS=1 TE_VERBS_DEVICES=$2 TE_RXM_ADDRESSES=$2 \

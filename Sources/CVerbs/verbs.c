@@ -20,6 +20,14 @@ static int query_port(struct ibv_context *context, uint8_t port, struct ibv_port
     return extended->query_port(context, port, attributes, sizeof *attributes);
 }
 
+// What the header's inline function does, without its reference to a symbol of the library.
+static struct ibv_qp *create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attributes) {
+    struct verbs_context *extended = verbs_get_ctx_op(context, create_qp_ex);
+    if (extended) return extended->create_qp_ex(context, attributes);
+    errno = EOPNOTSUPP;
+    return NULL;
+}
+
 static int find(void *handle, const char *name, void *slot) {
     void *symbol = dlsym(handle, name);
     if (!symbol) {
@@ -73,7 +81,10 @@ static void load(void) {
     for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++)
         if (find(handle, symbols[i].name, symbols[i].slot)) return;
     library.query_port = query_port;
-    void *optional = dlsym(handle, "ibv_reg_dmabuf_mr");
+    library.create_qp_ex = create_qp_ex;
+    void *optional = dlsym(handle, "ibv_qp_to_qp_ex");
+    memcpy(&library.qp_to_qp_ex, &optional, sizeof optional);
+    optional = dlsym(handle, "ibv_reg_dmabuf_mr");
     memcpy(&library.reg_dmabuf_mr, &optional, sizeof optional);
     is_loaded = 1;
 }

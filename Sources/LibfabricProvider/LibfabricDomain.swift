@@ -184,6 +184,12 @@ public final class LibfabricDomain: FabricDomain {
         state.pointee.poll(completions)
     }
 
+    public func describe(_ status: WorkStatus, detail: Int32, peer: Int?) -> String? {
+        guard detail != 0 else { return nil }
+        let hint = status == .peerLost ? "; is its engine running? Attach to it again once it is back" : ""
+        return "libfabric reports: \(FabricError.text(detail)) (\(abs(detail)))\(hint)"
+    }
+
     public func prepareToSleep() -> Bool { state.pointee.prepareToSleep() }
 
     public var wakeDescriptor: Int32 { state.pointee.handles.waitDescriptor }

@@ -121,7 +121,9 @@ struct SendFrame {
             if failure.first <= reportedRecords {
                 count = min(count, failure.first + failure.count - reportedRecords)
                 status = WorkStatus(rawValue: UInt8(truncatingIfNeeded: failure.status)) ?? .providerFailed
-                if status == .success || status == .again { status = .providerFailed }
+                if status == .success || status == .again || status == .targetBusy {
+                    status = .providerFailed
+                }
             } else {
                 count = min(count, failure.first - reportedRecords)
             }

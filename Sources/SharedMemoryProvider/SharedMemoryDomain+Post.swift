@@ -192,7 +192,7 @@ extension SharedMemoryDomain {
             let bytes = unsafe UnsafeRawBufferPointer(start: request.source, count: request.length)
             let record = FrameRecord(request, from: host.engine.rawValue)
             guard unsafe peers[peer].outgoing[0].append(record, bytes, context: request.context) else {
-                status = .again
+                status = .targetBusy
                 break
             }
             if rung >= 0, rung != peer { ring(rung) }

@@ -153,7 +153,7 @@ public final class SharedMemoryDomain: FabricDomain {
         }
         let record = FrameRecord(messageOf: payload.count, from: host.engine.rawValue)
         guard unsafe peers[peer].outgoing[0].append(record, payload, context: context) else {
-            return PostResult(accepted: 0, isComplete: false, status: .again)
+            return PostResult(accepted: 0, isComplete: false, status: .targetBusy)
         }
         ring(peer)
         return PostResult(accepted: 1, isComplete: false, status: .success)

@@ -28,7 +28,8 @@ public protocol FabricDomain: AnyObject {
     /// Ends an import; no request uses the key any more.
     func releaseImport(_ key: ImportedKey)
 
-    /// Starts requests in the order given. Returns how many were taken; the rest were not touched.
+    /// Starts requests in the order given. Returns how many were taken; the rest were not touched. A provider that has queues
+    /// for each peer says `targetBusy` where one of them is full, so that nobody waits for somebody else's peer.
     func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult
     /// Starts a two-sided message of at most `Limits.packetBytes`; the payload is copied before this returns.
     func send(_ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64)
@@ -45,6 +46,10 @@ public protocol FabricDomain: AnyObject {
     /// Makes progress and returns completions and messages. A message's bytes are valid until the next call.
     func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int
 
+    /// Says in words what became of a request: what happened, to whom, and what to do; nil when there is nothing to say beside
+    /// the status. Called only when somebody is told of a failure. `peer` is `ImportedKey.peer` when it is known whose it was.
+    func describe(_ status: WorkStatus, detail: Int32, peer: Int?) -> String?
+
     /// Arms the wake-up; false when there may already be something to poll.
     func prepareToSleep() -> Bool
     /// A file descriptor that is readable when there is something to poll, or -1 when `TargetPage.sleeping` suffices.
@@ -60,6 +65,8 @@ extension FabricDomain {
     public func sever(_ target: UnsafePointer<ImportedKey>) {}
     /// Nil: such a NIC's requests are not asked about.
     public func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger? { nil }
+    /// Nil: the status says it all.
+    public func describe(_ status: WorkStatus, detail: Int32, peer: Int?) -> String? { nil }
 }
 
 /// What a NIC is and can do.
@@ -229,8 +236,11 @@ extension WorkRequest {
 /// How a work request ended.
 public enum WorkStatus: UInt8, Error, Sendable {
     case success
-    /// Nothing was taken: the queue is full, poll and post again.
+    /// Nothing more is taken now, whoever it is for: the queue is full, poll and post again.
     case again
+    /// Nothing more is taken now for the target of the next request, which is not connected yet or has no room; requests to
+    /// others may be.
+    case targetBusy
     /// The region at the target is gone or has another generation.
     case staleRegion
     /// The key is wrong, or the region does not allow it.
@@ -276,8 +286,8 @@ public struct PostResult {
     public var tag = RequestTag(rawValue: 0)
     /// Of a request that failed: whether it may have been counted.
     public var delivery = Delivery.unknown
-    /// With such a delivery: the NIC that it was for, as `ImportedKey.peer` says it.
-    public var peer = 0
+    /// Of a request that failed: the NIC that it was for, as `ImportedKey.peer` says it; -1 where that is not known.
+    public var peer = -1
 
     @inlinable public init(context: UInt64, count: UInt32, status: WorkStatus = .success, detail: Int32 = 0) {
         self.context = context

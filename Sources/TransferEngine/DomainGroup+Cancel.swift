@@ -72,9 +72,8 @@ extension DomainGroup {
     }
 
     private func forEachLink(of slot: inout TransferSlot, _ body: (Link) -> Void) {
-        let isWide = slot.kind == .scatter || slot.kind == .barrier
-        for target in 0..<(isWide ? slot.targetCount : 1) {
-            let index = isWide ? slot.targets[target].attachment : slot.attachment
+        for target in 0..<(slot.isWide ? slot.targetCount : 1) {
+            let index = slot.isWide ? slot.targets[target].attachment : slot.attachment
             for rail in 0..<attachments[index].rails.count {
                 if let link = links.all[Int(attachments[index].links[rail])] { body(link) }
             }

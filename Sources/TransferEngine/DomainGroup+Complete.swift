@@ -52,7 +52,7 @@ extension DomainGroup {
         slot.lastProgress = hot.value.now
         precondition(slot.inFlight >= 0, "a provider completed a request twice")
         if completion.status != .success, !recover(&slot, completion, domain) {
-            fail(&slot, completion.status, completion.detail, domain)
+            fail(&slot, completion.status, completion.detail, domain, peer: completion.peer)
         }
         guard slot.inFlight == 0 else { return }
         if slot.isAbandoned {
@@ -75,13 +75,14 @@ extension DomainGroup {
 
     /// Notes the first failure of a slot; nothing more of it is posted.
     func fail(
-        _ slot: inout TransferSlot, _ status: WorkStatus, _ detail: Int32, _ domain: Int
+        _ slot: inout TransferSlot, _ status: WorkStatus, _ detail: Int32, _ domain: Int, peer: Int = -1
     ) {
         guard slot.failure == .success else { return }
         slot.failure = status
         slot.failureDetail = detail
         slot.failureDomain = UInt8(domain)
         slot.isDoubtful = status == .peerLost || status == .providerFailed || !slot.unsettled.isEmpty
+        slot.failurePeer = peer
         if slot.isPosting { slot.pages.forget() }
         slot.isPosting = false
         slot.redo = []
@@ -197,23 +198,27 @@ extension DomainGroup {
 
     private func error(of slot: inout TransferSlot) -> TransferError {
         if let reason = slot.reason { return reason }
-        let domain = domainNames[Int(slot.failureDomain)]
-        let operation = "\(slot.kind) by \(engineName) over \(domain)"
-        switch slot.failure {
-        case .staleRegion:
-            return TransferError(
-                .staleRegion, "\(operation): the peer has deregistered the region; attach its new one")
-        case .accessDenied:
-            return TransferError(.accessDenied, "\(operation): the peer does not accept the region's key")
-        case .outOfRange:
-            return TransferError(.outOfRange, "\(operation): the bytes lie outside the peer's region")
-        case .peerLost:
-            return TransferError(
-                .peerLost, "\(operation): the peer has ended (error \(slot.failureDetail))")
-        case .success, .again, .providerFailed:
-            return TransferError(
-                .providerFailed, "\(operation): the provider reports error \(slot.failureDetail)")
+        let domain = Int(slot.failureDomain)
+        let operation = "\(slot.kind) by \(engineName) over \(domainNames[domain])"
+        let words = domains[domain].describe(
+            slot.failure, detail: slot.failureDetail, peer: failedPeer(&slot, domain))
+        let (code, otherwise) = slot.failure.inWords(detail: slot.failureDetail)
+        return TransferError(code, "\(operation): \(words ?? otherwise)")
+    }
+
+    /// Whose request failed, in the table of the domain; nil when it may have been one of several peers.
+    private func failedPeer(_ slot: inout TransferSlot, _ domain: Int) -> Int? {
+        if slot.failurePeer >= 0 { return slot.failurePeer }
+        let isSingle = slot.kind != .scatter && slot.kind != .barrier
+        guard isSingle || slot.targetCount == 1 else { return nil }
+        return peer(attachments[isSingle ? slot.attachment : slot.targets[0].attachment], domain)
+    }
+
+    private func peer(_ attachment: borrowing Attachment, _ domain: Int) -> Int? {
+        for rail in 0..<attachment.rails.count where attachment.rails[rail].local == domain {
+            return attachment.keys[rail].peer
         }
+        return nil
     }
 
     /// Contract, promise 6: what, who, how far, since when, and why probably.
@@ -241,5 +246,20 @@ extension DomainGroup {
             "\(slot.kind) by \(engineName) over \(names): \(slot.completed) requests done, "
                 + "\(slot.inFlight) in flight after \(age) ms, last progress \(milliseconds(slot.lastProgress)) "
                 + "ms ago; \(cause)")
+    }
+}
+
+extension WorkStatus {
+    /// For programs, and for people where the provider has nothing better to say.
+    fileprivate func inWords(detail: Int32) -> (code: TransferError.Code, words: String) {
+        switch self {
+        case .staleRegion: (.staleRegion, "the peer has deregistered the region; attach its new one")
+        case .accessDenied: (.accessDenied, "the peer does not accept the region's key; attach its new one")
+        case .outOfRange: (.outOfRange, "the bytes lie outside the peer's region")
+        case .peerLost:
+            (.peerLost, "the peer has ended (error \(detail)); attach to it again once it is back")
+        case .success, .again, .targetBusy, .providerFailed:
+            (.providerFailed, "the provider reports error \(detail)")
+        }
     }
 }

@@ -38,7 +38,7 @@ extension DomainGroup {
     /// Lets a new transfer use the links that are up.
     func redirect(_ slot: inout TransferSlot) {
         slot.attachment = attachmentUp(slot.attachment)
-        guard slot.kind == .scatter || slot.kind == .barrier else { return }
+        guard slot.isWide else { return }
         for target in 0..<slot.targetCount {
             slot.targets[target].attachment = attachmentUp(slot.targets[target].attachment)
         }

@@ -23,7 +23,7 @@ extension DomainGroup {
         }
         switch result.status {
         case .success: hot.value.posted &+= 1
-        case .again:
+        case .again, .targetBusy:
             if links.outbox.count < Limits.messageBacklog { links.outbox.append((link.index, message)) }
         default: hasFailed(link)
         }
@@ -160,7 +160,7 @@ extension DomainGroup {
             return
         }
         guard now &- min(now, slot.lastProgress) >= liveness.intervalNanoseconds else { return }
-        if slot.kind == .scatter || slot.kind == .barrier {
+        if slot.isWide {
             for target in 0..<slot.targetCount {
                 doubt(slot.targets[target].attachment, slot.kind == .barrier, now)
             }

@@ -3,7 +3,11 @@ internal import TransferCore
 // From a slot to work requests. No allocation, no lock.
 extension DomainGroup {
     /// What posting a slot came to.
-    private enum Flow { case posted, blocked, failed }
+    private enum Flow {
+        case posted, blocked, failed
+        /// One target takes no more now; others may.
+        case busy
+    }
 
     /// Begins an operation that `submit` filled in.
     func start(_ slot: inout TransferSlot, _ index: UInt32) {
@@ -61,7 +65,7 @@ extension DomainGroup {
         }
         if flow == .posted, !slot.redo.isEmpty { flow = postAgain(&slot, index) }
         switch flow {
-        case .blocked:
+        case .blocked, .busy:
             slot.pages.keep()
             makeReady(&slot, index)
         case .posted, .failed:
@@ -100,6 +104,7 @@ extension DomainGroup {
         if slot.isSilentStage, slot.failure == .success {
             slot.isSilentStage = false
             slot.isPosting = true
+            if slot.kind == .scatter { for target in 0..<slot.targetCount { slot.targets[target].rewind() } }
             rewind(&slot, attachments[slot.attachment])
             makeReady(&slot, index)
         } else if slot.kind == .barrier, slot.failure == .success {
@@ -114,6 +119,8 @@ extension DomainGroup {
         slot.targetCursor = 0
         slot.pieceCursor = 0
         slot.chunkCursor = 0
+        slot.passCount = slot.targetCount
+        slot.asideCount = 0
         guard slot.kind == .paged else { return }
         for rail in 0..<attachment.rails.count {
             slot.railCursors[rail] = firstPage(ofRail: rail, &slot, attachment)
@@ -151,11 +158,10 @@ extension DomainGroup {
         attachments[attachment].rails.count > 8 && length >= 2 * planner.stripeBytes
     }
 
-    /// Posts `batch[0..<count]` on one domain. `accepted` of them were taken.
+    /// Posts `batch[accepted..<count]` on one domain, and moves `accepted` behind those that were taken.
     private func post(
         _ slot: inout TransferSlot, _ domain: Int, _ count: Int, accepted: inout Int
     ) -> Flow {
-        accepted = 0
         while accepted < count {
             var end = count
             if hot.value.downLinks > 0 {
@@ -174,8 +180,10 @@ extension DomainGroup {
             }
             if result.status == .success, result.accepted > 0 { continue }
             if result.status == .success || result.status == .again { return .blocked }
+            if result.status == .targetBusy { return .busy }
             if isBroken(batch[accepted], domain, result.status) { continue }
-            fail(&slot, result.status, result.detail, domain)
+            let peer = unsafe batch[accepted].target.pointee.peer
+            fail(&slot, result.status, result.detail, domain, peer: peer)
             return .failed
         }
         return .posted
@@ -244,8 +252,8 @@ extension DomainGroup {
             let piece = Piece(rail: tag.rail, offset: 0, length: slot.length, eighths: slot.eighths)
             return (piece, source, target)
         }
-        let target = target(&slot, tag.unit)
-        let count = cut(&slot, target, tag.unit, attachments[target.attachment])
+        let target = target(&slot, slot.place(of: tag))
+        let count = cut(&slot, target, attachments[target.attachment])
         let number = (0..<count).first { pieces[$0].rail == tag.rail } ?? 0
         return (pieces[number], target.sourceOffset, target.targetOffset)
     }
@@ -262,12 +270,48 @@ extension DomainGroup {
             if count == 0 { break }
             var accepted = 0
             flow = post(&slot, domain, count, accepted: &accepted)
+            while flow == .busy, slot.kind != .write {
+                accepted = setAside(&slot, accepted, count, &cursor)
+                flow = post(&slot, domain, count, accepted: &accepted)
+            }
             if accepted < count { cursor = marks[accepted] }
         } while flow == .posted
+        if flow == .posted, slot.asideCount > 0 {
+            // All have had their turn: those that were busy have the next one.
+            slot.passCount = slot.asideCount
+            slot.asideCount = 0
+            cursor = beginning(&slot, 0)
+            flow = .blocked
+        }
         slot.targetCursor = cursor.target
         slot.pieceCursor = cursor.piece
         slot.chunkCursor = cursor.chunk
         return flow
+    }
+
+    /// Where a target begins, or goes on after it was busy.
+    private func beginning(_ slot: inout TransferSlot, _ target: Int) -> Cursor {
+        guard slot.kind != .write, target < slot.passCount else { return Cursor(target: target) }
+        return Cursor(
+            target: target, piece: Int(slot.targets[target].piece), chunk: slot.targets[target].chunk)
+    }
+
+    /// Leaves a busy target for the next pass, from request `position` of the batch on: it moves to the front of the table,
+    /// where all others have been posted. Returns the first request of the batch that is for another target.
+    private func setAside(
+        _ slot: inout TransferSlot, _ position: Int, _ count: Int, _ cursor: inout Cursor
+    ) -> Int {
+        let mark = marks[position]
+        var next = position + 1
+        while next < count, marks[next].target == mark.target { next += 1 }
+        if cursor.target == mark.target { cursor = beginning(&slot, mark.target + 1) }
+        var target = slot.targets[mark.target]
+        target.piece = UInt16(truncatingIfNeeded: mark.piece)
+        target.chunk = mark.chunk
+        slot.targets[mark.target] = slot.targets[slot.asideCount]
+        slot.targets[slot.asideCount] = target
+        slot.asideCount += 1
+        return next
     }
 
     private func target(_ slot: inout TransferSlot, _ number: Int) -> ScatterTarget {
@@ -283,22 +327,22 @@ extension DomainGroup {
     ) -> (count: Int, domain: Int) {
         var count = 0
         var domain = -1
-        while cursor.target < slot.targetCount, count < Limits.requestsPerPost {
+        while cursor.target < slot.passCount, count < Limits.requestsPerPost {
             let target = target(&slot, cursor.target)
             let isWhole = fill(&slot, index, target, attachments[target.attachment], &cursor, &count, &domain)
             guard isWhole else { break }
-            cursor = Cursor(target: cursor.target + 1)
+            cursor = beginning(&slot, cursor.target + 1)
         }
         return (count, domain)
     }
 
     /// Cuts what goes to one target into `pieces`.
     private func cut(
-        _ slot: inout TransferSlot, _ target: ScatterTarget, _ number: Int, _ attachment: borrowing Attachment
+        _ slot: inout TransferSlot, _ target: ScatterTarget, _ attachment: borrowing Attachment
     ) -> Int {
         planner.cut(
-            length: target.length, rails: attachment.rails.span, sequence: slot.sequence &+ UInt32(number),
-            into: pieces)
+            length: target.length, rails: attachment.rails.span,
+            sequence: slot.sequence &+ UInt32(target.number), into: pieces)
     }
 
     /// Goes on with the requests to one target. Returns whether those were all.
@@ -306,7 +350,7 @@ extension DomainGroup {
         _ slot: inout TransferSlot, _ index: UInt32, _ target: ScatterTarget,
         _ attachment: borrowing Attachment, _ cursor: inout Cursor, _ count: inout Int, _ domain: inout Int
     ) -> Bool {
-        let pieceCount = cut(&slot, target, cursor.target, attachment)
+        let pieceCount = cut(&slot, target, attachment)
         while cursor.piece < pieceCount, count < Limits.requestsPerPost {
             let piece = pieces[cursor.piece]
             let local = attachment.rails[piece.rail].local
@@ -323,7 +367,7 @@ extension DomainGroup {
             let offset = piece.offset + chunk.offset
             marks[count] = cursor
             let tag = RequestTag(
-                rail: piece.rail, unit: cursor.target,
+                rail: piece.rail, unit: Int(target.number),
                 chunk: chunk.offset == 0 ? 0 : chunk.offset / Int(limit))
             batch[count] = way(&slot, index, to: attachment, rail: piece.rail).request(
                 tag, from: target.sourceOffset + offset, chunk.length, at: target.targetOffset + offset,
@@ -381,7 +425,7 @@ extension DomainGroup {
                 slot.railCursors[rail] = cursor.target
                 slot.railChunks[rail] = cursor.chunk
                 if flow == .failed { return .failed }
-                if flow == .blocked {
+                if flow == .blocked || flow == .busy {
                     result = .blocked
                     break
                 }
@@ -499,7 +543,7 @@ extension DomainGroup {
         let result = unsafe domains[domain].send(
             UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(slot.message.memory)[..<slot.length]),
             to: UnsafePointer(attachments[slot.attachment].keys.address(of: rail)), context: context(index))
-        if result.status == .again { return false }
+        if result.status == .again || result.status == .targetBusy { return false }
         slot.isPosting = false
         hot.value.posted &+= 1
         if result.status != .success { fail(&slot, result.status, result.detail, domain) }

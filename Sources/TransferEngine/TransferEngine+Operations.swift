@@ -146,6 +146,7 @@ extension TransferEngine {
                 let slice = slices[index]
                 slot.targets[index] = ScatterTarget(
                     attachment: self.group.attachment(from: source.index, to: group.members[index].index),
+                    number: UInt16(truncatingIfNeeded: index),
                     sourceOffset: slice.sourceOffset,
                     length: slice.byteCount, targetOffset: slice.targetOffset)
             }
@@ -176,7 +177,8 @@ extension TransferEngine {
             slot.localIndex = 0
             slot.reserveTargets(group.members.count)
             for index in group.members.indices {
-                slot.targets[index] = ScatterTarget(attachment: group.members[index].index)
+                slot.targets[index] = ScatterTarget(
+                    attachment: group.members[index].index, number: UInt16(truncatingIfNeeded: index))
             }
         }
     }

@@ -25,6 +25,8 @@ struct TransferSlot: ~Copyable {
     var failure = WorkStatus.success
     var failureDetail: Int32 = 0
     var failureDomain: UInt8 = 0
+    /// `ImportedKey.peer` of the request that was refused; -1 when the failure came later.
+    var failurePeer = -1
 
     /// 30 bits.
     var immediate: UInt32 = 0
@@ -55,6 +57,10 @@ struct TransferSlot: ~Copyable {
     /// Targets of scatters and barriers; the table is kept for the slot's next user, and may be longer than `targetCount`.
     var targets = Table<ScatterTarget>()
     var targetCount = 0
+    /// Targets that have their turn in this pass, the first of the table; and how many of those before `targetCursor` were
+    /// busy and wait for the next pass, before all others.
+    var passCount = 0
+    var asideCount = 0
     /// Next target, its next piece, and the offset of the next chunk in the piece.
     var targetCursor = 0
     var pieceCursor = 0
@@ -85,9 +91,17 @@ struct TransferSlot: ~Copyable {
     /// The bytes of a message; allocated by the first one, and kept.
     var message = Table<UInt8>()
 
+    /// Whether it has a table of targets.
+    var isWide: Bool { kind == .scatter || kind == .barrier }
+
     /// The attachment that a tag's rail is one of.
     func attachment(of tag: RequestTag) -> UInt32 {
-        kind == .scatter || kind == .barrier ? targets[tag.unit].attachment : attachment
+        isWide ? targets[place(of: tag)].attachment : attachment
+    }
+
+    /// Where a tag's target is: busy ones change places. O(targets).
+    func place(of tag: RequestTag) -> Int {
+        isWide ? (0..<targetCount).first { Int(targets[$0].number) == tag.unit } ?? 0 : 0
     }
 }
 
@@ -109,8 +123,19 @@ enum SlotStatus {
 /// One target of a scatter or a barrier.
 struct ScatterTarget {
     var attachment: UInt32 = 0
+    /// Its place in the caller's order, which decides how it is cut.
+    var number: UInt16 = 0
+    /// Where it goes on after it was busy.
+    var piece: UInt16 = 0
+    var chunk = 0
     /// Offset in the slot's local region.
     var sourceOffset = 0
     var length = 0
     var targetOffset = 0
+
+    /// Begins again with all of it.
+    mutating func rewind() {
+        piece = 0
+        chunk = 0
+    }
 }

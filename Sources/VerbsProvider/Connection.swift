@@ -25,8 +25,10 @@ internal import TransferCore
 ///
 /// Requests of a reliable connection end in order, so a completion speaks for all before it, and an error means that
 /// all before it succeeded.
-@safe struct SendQueue {
+@safe struct SendQueue: ~Copyable {
     var qp: UnsafeMutablePointer<ibv_qp>?
+    /// The same queue pair where requests are given by calls.
+    var calls: UnsafeMutablePointer<ibv_qp_ex>?
     var number: UInt32 = 0
     /// The number of our first packet.
     var psn: UInt32 = 0
@@ -41,13 +43,18 @@ internal import TransferCore
     var failedFrom: UInt32 = 0
     var hasFailed = false
     var status = WorkStatus.success
+    /// The newest ones that the NIC was not given, because the queue pair broke first.
+    var withheld: UInt32 = 0
     /// What the ones after it end with.
     var laterStatus = WorkStatus.peerLost
     var detail: Int32 = 0
 
     /// Requests that may still be posted.
     @inline(__always) var room: UInt32 { mask &+ 1 &- (posted &- reported) }
-    var isDrained: Bool { ended == posted }
+    /// Requests that have not ended.
+    @inline(__always) var inFlight: Int { Int(posted &- ended) }
+    /// Whether the NIC is through with what it was given.
+    var isDrained: Bool { ended == posted &- withheld }
 
     /// Whether a sequence number belongs to a request in flight.
     @inline(__always) func isInFlight(_ sequence: UInt32) -> Bool {
@@ -74,6 +81,7 @@ internal import TransferCore
         posted = 0
         ended = 0
         reported = 0
+        withheld = 0
         hasFailed = false
         laterStatus = .peerLost
     }
@@ -81,7 +89,7 @@ internal import TransferCore
 
 /// A pair of queue pairs to one peer: one for writes, whose immediates consume receives without memory, and one for
 /// messages, whose receives are buffers. One queue pair for both would let an immediate consume a message's buffer.
-@safe struct Connection {
+@safe struct Connection: ~Copyable {
     enum State: UInt8 {
         case free
         /// Queue pairs exist; the peer's are not known.
@@ -127,6 +135,11 @@ internal import TransferCore
     var remoteCreditAddress: UInt64 = 0
     var remoteCreditKey: UInt32 = 0
 
+    /// While a batch for several peers is handed over: how many of its requests are this one's, the first and the last.
+    var gathered = 0
+    var firstGathered: Int32 = 0
+    var lastGathered: Int32 = 0
+
     // What is received: counted here, told to the peer.
     var grantedImmediates: UInt32 = 0
     var grantedMessages: UInt32 = 0
@@ -150,6 +163,12 @@ internal import TransferCore
             || messagesReceived &- messagesReturned >= max(1, grantedMessages / 4)
     }
 
+    /// How many immediates the peer has room for, as far as is known.
+    @inline(__always) var immediateCredit: UInt32 {
+        let used = immediatesSent &- immediatesTaken
+        return used < immediateWindow ? immediateWindow &- used : 0
+    }
+
     /// Takes note of what the peer has taken; numbers that cannot be are ignored.
     mutating func note(credit word: UInt64) {
         let immediates = UInt32(truncatingIfNeeded: word)
@@ -162,11 +181,11 @@ internal import TransferCore
     mutating func reset() {
         var fresh = Connection()
         fresh.generation = (generation &+ 1) & 0x1FFF
-        fresh.writes.contexts = writes.contexts
+        swap(&fresh.writes.contexts, &writes.contexts)
         fresh.writes.mask = writes.mask
-        fresh.messages.contexts = messages.contexts
+        swap(&fresh.messages.contexts, &messages.contexts)
         fresh.messages.mask = messages.mask
-        fresh.buffers = buffers
+        swap(&fresh.buffers, &buffers)
         self = fresh
     }
 }

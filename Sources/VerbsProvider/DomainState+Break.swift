@@ -36,7 +36,7 @@ extension DomainState {
 
     /// Ends a connection that was never used.
     mutating func abandon(_ number: Int) {
-        breakConnection(number, .peerLost, peers[connections[number].peer].failure, isTold: true)
+        breakConnection(number, .peerLost, -peers[connections[number].peer].failure, isTold: true)
         finish(number)
     }
 
@@ -90,11 +90,13 @@ extension DomainState {
             numbers.remove(connections[number].writes.number, connection: number, .write)
             _ = unsafe handles.api.pointee.destroy_qp(qp)
             unsafe connections[number].writes.qp = nil
+            unsafe connections[number].writes.calls = nil
         }
         if let qp = unsafe connections[number].messages.qp {
             numbers.remove(connections[number].messages.number, connection: number, .message)
             _ = unsafe handles.api.pointee.destroy_qp(qp)
             unsafe connections[number].messages.qp = nil
+            unsafe connections[number].messages.calls = nil
         }
     }
 
@@ -122,7 +124,7 @@ extension DomainState {
             }
             // An object cannot be destroyed before its events have been acknowledged.
             unsafe handles.api.pointee.ack_async_event(&event)
-            if let broken { breakConnection(broken, .peerLost, Int32(bitPattern: kind.rawValue)) }
+            if let broken { breakConnection(broken, .peerLost, VerbsError.detail(event: kind)) }
             if kind == IBV_EVENT_DEVICE_FATAL || kind == IBV_EVENT_CQ_ERR { loseDevice() }
         }
     }
@@ -135,7 +137,7 @@ extension DomainState {
             switch connections[number].state {
             case .free: continue
             case .draining: finish(number)
-            case .calling, .bound, .ready: breakConnection(number, .providerFailed, ENODEV, isTold: true)
+            case .calling, .bound, .ready: breakConnection(number, .providerFailed, -ENODEV, isTold: true)
             }
         }
     }
@@ -166,14 +168,14 @@ extension DomainState {
         }
         drainChannel()
         handles.close()
-        deallocate()
+        memory.unmap()
     }
 
     /// Waits a moment until so many buffers for datagrams are free. What else has come is dropped: the domain closes.
     private mutating func waitForDatagrams(toLeave free: Int) {
         let end = now &+ Tuning.farewell
         while freeDatagrams.count < free, !isGone, now < end {
-            let count = unsafe Int(ibv_poll_cq(handles.cq, Int32(entries.count), entries.address(0)))
+            let count = unsafe Int(ibv_poll_cq(handles.cq, Int32(entries.count), entries.address(of: 0)))
             for index in 0..<max(0, count) {
                 let id = WorkID(rawValue: entries[index].wr_id)
                 if id.kind == .datagramSend { finishDatagram(id.buffer) }

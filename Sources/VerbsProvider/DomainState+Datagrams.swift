@@ -79,7 +79,7 @@ extension DomainState {
         unsafe single[0].wr.ud.ah = handle
         unsafe single[0].wr.ud.remote_qpn = to.datagramQP
         unsafe single[0].wr.ud.remote_qkey = to.datagramKey
-        let error = unsafe ibv_post_send(handles.datagrams, single.address(0), rejected.address(0))
+        let error = unsafe ibv_post_send(handles.datagrams, single.address(of: 0), rejected.address(of: 0))
         guard error == 0 else {
             freeDatagrams.give(buffer)
             return false
@@ -127,6 +127,6 @@ extension DomainState {
             addr: UInt64(UInt(bitPattern: memory.datagramReceive(buffer))),
             length: UInt32(BufferMemory.headerBytes + Hello.byteCount),
             lkey: handles.buffers?.pointee.lkey ?? 0)
-        _ = unsafe ibv_post_recv(handles.datagrams, receive.address(0), rejectedReceive.address(0))
+        _ = unsafe ibv_post_recv(handles.datagrams, receive.address(of: 0), rejectedReceive.address(of: 0))
     }
 }

@@ -10,16 +10,16 @@ extension DomainState {
 
     /// A peer without a usable connection is wanted: starts or awaits the handshake, or says why there is none.
     mutating func beginUse(of peer: Int) -> (Int?, WorkStatus, Int32) {
-        if isGone { return (nil, .providerFailed, ENODEV) }
+        if isGone { return (nil, .providerFailed, -ENODEV) }
         if peers[peer].connection < 0 {
             if peers[peer].failedUntil > 0, now < peers[peer].failedUntil {
-                return (nil, .peerLost, peers[peer].failure)
+                return (nil, .peerLost, -peers[peer].failure)
             }
             let error = call(peer)
             guard error == 0 else {
-                if error == EAGAIN { return (nil, .again, 0) }
+                if error == EAGAIN { return (nil, .targetBusy, 0) }
                 refuse(peer, error, now)
-                return (nil, .providerFailed, error)
+                return (nil, .providerFailed, -error)
             }
         }
         let number = peers[peer].connection
@@ -28,7 +28,7 @@ extension DomainState {
             connections[number].isWanted = true
             connections[number].deadline = now &+ options.connectTimeout.nanoseconds
         }
-        return (nil, .again, 0)
+        return (nil, .targetBusy, 0)
     }
 
     /// Makes a connection and says hello, if there is none. 0 or an error number; EAGAIN when all places are in use for now.
@@ -86,17 +86,18 @@ extension DomainState {
     private mutating func createQueues(_ number: Int) -> Int32 {
         if connections[number].writes.contexts.count == 0 {
             let depth = handles.sizes.requestsPerPeer
-            connections[number].writes.contexts = Table(Int(depth), repeating: 0)
+            connections[number].writes.contexts = Table(repeating: 0, count: Int(depth))
             connections[number].writes.mask = depth - 1
-            connections[number].messages.contexts = Table(Int(Tuning.messageDepth), repeating: 0)
+            connections[number].messages.contexts = Table(repeating: 0, count: Int(Tuning.messageDepth))
             connections[number].messages.mask = Tuning.messageDepth - 1
-            connections[number].buffers = Table(Int(Tuning.messageDepth), repeating: -1)
+            connections[number].buffers = Table(repeating: -1, count: Int(Tuning.messageDepth))
         }
         let srqs = unsafe (handles.immediateReceives, handles.messageReceives)
+        let connection = unsafe connections.address(of: number)
         var error = unsafe createQueue(
-            &connections[number].writes, srqs.0, handles.sizes.requestsPerPeer)
+            &connection.pointee.writes, srqs.0, handles.sizes.requestsPerPeer)
         if error == 0 {
-            error = unsafe createQueue(&connections[number].messages, srqs.1, Tuning.messageDepth)
+            error = unsafe createQueue(&connection.pointee.messages, srqs.1, Tuning.messageDepth)
         }
         return error == 0 ? initialize(number) : error
     }
@@ -104,24 +105,20 @@ extension DomainState {
     private mutating func createQueue(
         _ queue: inout SendQueue, _ srq: UnsafeMutablePointer<ibv_srq>?, _ depth: UInt32
     ) -> Int32 {
-        var initial = unsafe ibv_qp_init_attr()
-        unsafe initial.send_cq = handles.cq
-        unsafe initial.recv_cq = handles.cq
-        unsafe initial.srq = srq
-        unsafe initial.qp_type = IBV_QPT_RC
-        unsafe initial.cap.max_send_wr = depth
-        unsafe initial.cap.max_send_sge = 1
-        unsafe initial.cap.max_inline_data = inlineBytes
-        var qp = unsafe handles.api.pointee.create_qp(handles.pd, &initial)
+        guard let pd = unsafe handles.pd else { return EINVAL }
+        var qp = unsafe QueuePairs.create(
+            handles.api, pd, handles.cq, srq: srq, depth: depth, inlineBytes: inlineBytes,
+            takesCalls: handles.usesCalls)
         if unsafe qp == nil, inlineBytes > 0, errno == EINVAL {
             // Not every device copies so many bytes into a request.
             inlineBytes = 0
-            unsafe initial.cap.max_inline_data = 0
-            unsafe initial.cap.max_send_wr = depth
-            unsafe qp = handles.api.pointee.create_qp(handles.pd, &initial)
+            unsafe qp = QueuePairs.create(
+                handles.api, pd, handles.cq, srq: srq, depth: depth, inlineBytes: 0,
+                takesCalls: handles.usesCalls)
         }
         guard let qp = unsafe qp else { return errno == 0 ? EIO : errno }
         unsafe queue.qp = qp
+        if handles.usesCalls { unsafe queue.calls = handles.api.pointee.qp_to_qp_ex(qp) }
         unsafe queue.number = qp.pointee.qp_num
         queue.psn = UInt32.random(in: 0..<1 << 24)
         queue.reset()
@@ -129,7 +126,7 @@ extension DomainState {
     }
 
     /// Moves a queue pair to a state that needs no more attributes. 0 or an error number.
-    func setState(_ state: ibv_qp_state, of queue: SendQueue) -> Int32 {
+    func setState(_ state: ibv_qp_state, of queue: borrowing SendQueue) -> Int32 {
         guard let qp = unsafe queue.qp else { return EINVAL }
         var attributes = ibv_qp_attr()
         attributes.qp_state = state
@@ -142,7 +139,7 @@ extension DomainState {
         return error == 0 ? initialize(connections[number].messages) : error
     }
 
-    private func initialize(_ queue: SendQueue) -> Int32 {
+    private func initialize(_ queue: borrowing SendQueue) -> Int32 {
         let error = setState(IBV_QPS_RESET, of: queue)
         guard error == 0, let qp = unsafe queue.qp else { return error }
         var attributes = ibv_qp_attr()
@@ -156,41 +153,12 @@ extension DomainState {
 
     /// Brings both queue pairs from INIT to where they can receive from `hello`'s and send to them.
     private mutating func bind(_ number: Int, to hello: Hello) -> Int32 {
-        let peer = connections[number].peer
-        let remote = [(hello.writeQP, hello.writePSN), (hello.messageQP, hello.messagePSN)]
-        let queues = [connections[number].writes, connections[number].messages]
-        for (queue, (remoteNumber, remotePSN)) in zip(queues, remote) {
-            guard let qp = unsafe queue.qp else { return EINVAL }
-            var attributes = ibv_qp_attr()
-            attributes.qp_state = IBV_QPS_RTR
-            attributes.path_mtu = ibv_mtu(
-                rawValue: UInt32(min(address.mtu, peers[peer].address.mtu)))
-            attributes.dest_qp_num = remoteNumber
-            attributes.rq_psn = remotePSN
-            attributes.max_dest_rd_atomic = 1
-            attributes.min_rnr_timer = min(options.receiverNotReadyTimer, 31)
-            attributes.ah_attr = path(to: peers[peer].address)
-            var error = unsafe handles.modify(
-                qp, &attributes,
-                [
-                    IBV_QP_STATE, IBV_QP_AV, IBV_QP_PATH_MTU, IBV_QP_DEST_QPN, IBV_QP_RQ_PSN,
-                    IBV_QP_MAX_DEST_RD_ATOMIC, IBV_QP_MIN_RNR_TIMER,
-                ])
-            guard error == 0 else { return error }
-            attributes.qp_state = IBV_QPS_RTS
-            attributes.sq_psn = queue.psn
-            attributes.timeout = min(options.timeout, 31)
-            attributes.retry_cnt = min(options.retryCount, 7)
-            attributes.rnr_retry = min(options.receiverNotReadyRetryCount, 7)
-            attributes.max_rd_atomic = 1
-            error = unsafe handles.modify(
-                qp, &attributes,
-                [
-                    IBV_QP_STATE, IBV_QP_SQ_PSN, IBV_QP_TIMEOUT, IBV_QP_RETRY_CNT, IBV_QP_RNR_RETRY,
-                    IBV_QP_MAX_QP_RD_ATOMIC,
-                ])
-            guard error == 0 else { return error }
+        let peer = peers[connections[number].peer].address
+        var error = bind(connections[number].writes, to: peer, hello.writeQP, hello.writePSN)
+        if error == 0 {
+            error = bind(connections[number].messages, to: peer, hello.messageQP, hello.messagePSN)
         }
+        guard error == 0 else { return error }
         connections[number].state = .bound
         connections[number].remoteAttempt = hello.attempt
         connections[number].immediateWindow = hello.immediateWindow
@@ -198,6 +166,39 @@ extension DomainState {
         connections[number].remoteCreditAddress = hello.creditAddress
         connections[number].remoteCreditKey = hello.creditKey
         return 0
+    }
+
+    private func bind(
+        _ queue: borrowing SendQueue, to peer: NICAddress, _ remoteNumber: UInt32, _ remotePSN: UInt32
+    ) -> Int32 {
+        guard let qp = unsafe queue.qp else { return EINVAL }
+        var attributes = ibv_qp_attr()
+        attributes.qp_state = IBV_QPS_RTR
+        attributes.path_mtu = ibv_mtu(rawValue: UInt32(min(address.mtu, peer.mtu)))
+        attributes.dest_qp_num = remoteNumber
+        attributes.rq_psn = remotePSN
+        attributes.max_dest_rd_atomic = 1
+        attributes.min_rnr_timer = min(options.receiverNotReadyTimer, 31)
+        attributes.ah_attr = path(to: peer)
+        let error = unsafe handles.modify(
+            qp, &attributes,
+            [
+                IBV_QP_STATE, IBV_QP_AV, IBV_QP_PATH_MTU, IBV_QP_DEST_QPN, IBV_QP_RQ_PSN,
+                IBV_QP_MAX_DEST_RD_ATOMIC, IBV_QP_MIN_RNR_TIMER,
+            ])
+        guard error == 0 else { return error }
+        attributes.qp_state = IBV_QPS_RTS
+        attributes.sq_psn = queue.psn
+        attributes.timeout = min(options.timeout, 31)
+        attributes.retry_cnt = min(options.retryCount, 7)
+        attributes.rnr_retry = min(options.receiverNotReadyRetryCount, 7)
+        attributes.max_rd_atomic = 1
+        return unsafe handles.modify(
+            qp, &attributes,
+            [
+                IBV_QP_STATE, IBV_QP_SQ_PSN, IBV_QP_TIMEOUT, IBV_QP_RETRY_CNT, IBV_QP_RNR_RETRY,
+                IBV_QP_MAX_QP_RD_ATOMIC,
+            ])
     }
 
     /// How packets find an address.
@@ -250,7 +251,7 @@ extension DomainState {
             refuse(peer, ECONNREFUSED, now)
             abandon(number)
         } else if state != .calling, connections[number].remoteAttempt == hello.attempt {
-            breakConnection(number, .peerLost, ECONNRESET, isTold: true)
+            breakConnection(number, .peerLost, -ECONNRESET, isTold: true)
         }
     }
 
@@ -265,7 +266,7 @@ extension DomainState {
         if isNew { endPredecessors(of: peer) }
         if isNew, peers[peer].connection >= 0, connections[peers[peer].connection].state == .ready {
             // It has started over, so ours leads nowhere.
-            breakConnection(peers[peer].connection, .peerLost, ECONNRESET, isTold: true)
+            breakConnection(peers[peer].connection, .peerLost, -ECONNRESET, isTold: true)
         }
         var fresh = false
         if peers[peer].connection < 0 {
@@ -322,7 +323,7 @@ extension DomainState {
         {
             let number = peers[other].connection
             if connections[number].state == .calling { continue }
-            breakConnection(number, .peerLost, ECONNRESET, isTold: true)
+            breakConnection(number, .peerLost, -ECONNRESET, isTold: true)
         }
     }
 

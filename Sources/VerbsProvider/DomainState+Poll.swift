@@ -15,10 +15,10 @@ extension DomainState {
         while hasRoom {
             // Each entry is at most one message; ended requests that find no room are handed out later.
             let wanted = min(entries.count, outputCapacity - outputCount)
-            let count = Int(unsafe ibv_poll_cq(handles.cq, Int32(wanted), entries.address(0)))
+            let count = Int(unsafe ibv_poll_cq(handles.cq, Int32(wanted), entries.address(of: 0)))
             if count > 0 {
                 isArmed = false
-                for index in 0..<count { unsafe handle(entries.address(index)) }
+                for index in 0..<count { unsafe handle(entries.address(of: index)) }
             }
             if count < wanted {
                 wasEmpty = true
@@ -65,7 +65,7 @@ extension DomainState {
         }
         let status = unsafe entry.pointee.status
         if status != IBV_WC_SUCCESS {
-            let detail = unsafe VerbsError.detail(status, vendor: entry.pointee.vendor_err)
+            let detail = unsafe reason(id.connection, status, entry.pointee.vendor_err)
             connections[id.connection].writes.fail(
                 from: id.sequence, VerbsError.status(of: status), detail)
             breakConnection(id.connection, .peerLost, detail)
@@ -76,6 +76,13 @@ extension DomainState {
         list(id.connection)
     }
 
+    /// What is told of a request that failed. One that only came back because its connection was broken has that reason.
+    private func reason(_ number: Int, _ status: ibv_wc_status, _ vendor: UInt32) -> Int32 {
+        let isBroken = connections[number].state == .draining && connections[number].causeDetail != 0
+        return status == IBV_WC_WR_FLUSH_ERR && isBroken
+            ? connections[number].causeDetail : VerbsError.detail(status, vendor: vendor)
+    }
+
     private mutating func endMessages(_ id: WorkID, _ entry: UnsafeMutablePointer<ibv_wc>) {
         guard isKnown(id), connections[id.connection].messages.isInFlight(id.sequence) else {
             statistics.strayCompletions += 1
@@ -83,7 +90,7 @@ extension DomainState {
         }
         let status = unsafe entry.pointee.status
         if status != IBV_WC_SUCCESS {
-            let detail = unsafe VerbsError.detail(status, vendor: entry.pointee.vendor_err)
+            let detail = unsafe reason(id.connection, status, entry.pointee.vendor_err)
             connections[id.connection].messages.fail(
                 from: id.sequence, VerbsError.status(of: status), detail)
             breakConnection(id.connection, .peerLost, detail)
@@ -130,7 +137,7 @@ extension DomainState {
 
     /// Whether all ended writes of a connection have been handed out.
     private mutating func reportWrites(_ number: Int) -> Bool {
-        let connection = unsafe connections.address(number)
+        let connection = unsafe connections.address(of: number)
         var sequence = unsafe connection.pointee.writes.reported
         let end = unsafe connection.pointee.writes.ended
         let mask = unsafe connection.pointee.writes.mask
@@ -154,7 +161,7 @@ extension DomainState {
     }
 
     private mutating func reportMessages(_ number: Int) -> Bool {
-        let connection = unsafe connections.address(number)
+        let connection = unsafe connections.address(of: number)
         while unsafe connection.pointee.messages.reported != connection.pointee.messages.ended {
             let sequence = unsafe connection.pointee.messages.reported
             let entry = unsafe Int(sequence & connection.pointee.messages.mask)

@@ -66,11 +66,11 @@ extension DomainState {
     mutating func refillImmediates(all: Bool) {
         while unsafe missingImmediates >= (all ? 1 : receives.count) {
             let count = unsafe min(receives.count, missingImmediates)
-            let last = unsafe receives.address(count - 1)
+            let last = unsafe receives.address(of: count - 1)
             let next = unsafe last.pointee.next
             unsafe last.pointee.next = nil
             let error = unsafe ibv_post_srq_recv(
-                handles.immediateReceives, receives.address(0), rejectedReceive.address(0))
+                handles.immediateReceives, receives.address(of: 0), rejectedReceive.address(of: 0))
             unsafe last.pointee.next = next
             // What the NIC did not take is tried again at the next poll.
             guard error == 0 else { return }
@@ -86,7 +86,7 @@ extension DomainState {
                 addr: UInt64(UInt(bitPattern: memory.messageReceive(buffer))),
                 length: UInt32(Limits.packetBytes), lkey: handles.buffers?.pointee.lkey ?? 0)
             let error = unsafe ibv_post_srq_recv(
-                handles.messageReceives, receive.address(0), rejectedReceive.address(0))
+                handles.messageReceives, receive.address(of: 0), rejectedReceive.address(of: 0))
             guard error == 0 else { return }
             unpostedCount -= 1
         }

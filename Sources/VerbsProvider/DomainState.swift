@@ -7,7 +7,7 @@ internal import TransferCore
 ///
 /// It is a struct behind one pointer, and its parts are tables, so that the loops need neither reference counting nor
 /// exclusivity checks, and nothing grows.
-@safe struct DomainState {
+@safe struct DomainState: ~Copyable {
     var handles: VerbsHandles
     let options: VerbsOptions
     let page: TargetPage
@@ -18,38 +18,44 @@ internal import TransferCore
     /// Bytes that fit into a request, as the first queue pair was granted them.
     var inlineBytes: UInt32
 
-    let peers = Table<Peer>(Tuning.peers, repeating: Peer())
+    let peers = Table<Peer>(repeating: Peer(), count: Tuning.peers)
     var peerCount = 0
-    let connections = Table<Connection>(Tuning.connections, repeating: Connection())
+    let connections = Table(count: Tuning.connections) { _ in Connection() }
     var freeConnections = FreeList(Tuning.connections)
     let numbers = QueuePairIndex()
     var nextAttempt: UInt32 = 1
 
     /// Connections in a handshake or draining; those with requests to hand out; those that owe a credit.
-    let watched = Table<Int32>(Tuning.connections, repeating: 0)
+    let watched = Table<Int32>(repeating: 0, count: Tuning.connections)
     var watchedCount = 0
-    let listed = Table<Int32>(Tuning.connections, repeating: 0)
+    let listed = Table<Int32>(repeating: 0, count: Tuning.connections)
     var listedCount = 0
-    let owing = Table<Int32>(Tuning.connections, repeating: 0)
+    let owing = Table<Int32>(repeating: 0, count: Tuning.connections)
     var owingCount = 0
 
     // Requests, filled once and patched.
     let chain: Table<ibv_send_wr>
     let chainParts: Table<ibv_sge>
-    let single = unsafe Table<ibv_send_wr>(1, repeating: ibv_send_wr())
-    let singlePart = Table<ibv_sge>(1, repeating: ibv_sge())
-    let rejected = unsafe Table<UnsafeMutablePointer<ibv_send_wr>?>(1, repeating: nil)
-    let entries = Table<ibv_wc>(Tuning.completionBatch, repeating: ibv_wc())
-    let receives = unsafe Table<ibv_recv_wr>(Tuning.receiveBatch, repeating: ibv_recv_wr())
-    let receive = unsafe Table<ibv_recv_wr>(1, repeating: ibv_recv_wr())
-    let receivePart = Table<ibv_sge>(1, repeating: ibv_sge())
-    let rejectedReceive = unsafe Table<UnsafeMutablePointer<ibv_recv_wr>?>(1, repeating: nil)
+    let single = unsafe Table<ibv_send_wr>(repeating: ibv_send_wr(), count: 1)
+    let singlePart = Table<ibv_sge>(repeating: ibv_sge(), count: 1)
+    let rejected = unsafe Table<UnsafeMutablePointer<ibv_send_wr>?>(repeating: nil, count: 1)
+    let entries = Table<ibv_wc>(repeating: ibv_wc(), count: Tuning.completionBatch)
+    let receives = unsafe Table<ibv_recv_wr>(repeating: ibv_recv_wr(), count: Tuning.receiveBatch)
+    let receive = unsafe Table<ibv_recv_wr>(repeating: ibv_recv_wr(), count: 1)
+    let receivePart = Table<ibv_sge>(repeating: ibv_sge(), count: 1)
+    let rejectedReceive = unsafe Table<UnsafeMutablePointer<ibv_recv_wr>?>(repeating: nil, count: 1)
+
+    /// In a batch for several peers: after each request, the next one to the same peer; and the connections in it.
+    let links = Table<Int32>(repeating: 0, count: Limits.requestsPerPost)
+    let gathered = Table<Int32>(repeating: 0, count: Limits.requestsPerPost)
+    var gatheredCount = 0
 
     // Buffers.
     var freeDatagrams = FreeList(Tuning.datagramSends)
     /// For each datagram on its way: the peer, or -1 and a handle of its own.
-    let datagramPeers = Table<Int>(Tuning.datagramSends, repeating: -1)
-    let datagramHandles = unsafe Table<UnsafeMutablePointer<ibv_ah>?>(Tuning.datagramSends, repeating: nil)
+    let datagramPeers = Table<Int>(repeating: -1, count: Tuning.datagramSends)
+    let datagramHandles = unsafe Table<UnsafeMutablePointer<ibv_ah>?>(
+        repeating: nil, count: Tuning.datagramSends)
     var freeMessages = FreeList(Tuning.messageSends)
     /// Message buffers that the engine reads until the next poll, and their connections (-1 when it is gone).
     let held: Table<Int32>
@@ -61,7 +67,7 @@ internal import TransferCore
     var requestsInFlight = 0
     /// Receives that the NIC does not have.
     var missingImmediates: Int
-    var unpostedMessages: Table<Int32>
+    let unpostedMessages: Table<Int32>
     var unpostedCount = 0
     /// Shares of the receives that no peer has been given.
     var unsharedImmediates: Int
@@ -94,13 +100,13 @@ internal import TransferCore
         longestWrite = longest > 0 ? min(Tuning.longestWrite, longest) : Tuning.longestWrite
         inlineBytes = UInt32(clamping: max(0, options.inlineBytes))
         let length = min(max(1, options.chainLength), 64)
-        unsafe chain = unsafe Table(length, repeating: ibv_send_wr())
-        chainParts = Table(length, repeating: ibv_sge())
+        unsafe chain = unsafe Table(repeating: ibv_send_wr(), count: length)
+        chainParts = Table(repeating: ibv_sge(), count: length)
         let sizes = handles.sizes
-        held = Table(sizes.messageReceives, repeating: 0)
-        heldConnections = Table(sizes.messageReceives, repeating: -1)
-        heldGenerations = Table(sizes.messageReceives, repeating: 0)
-        unpostedMessages = Table(sizes.messageReceives, repeating: 0)
+        held = Table(repeating: 0, count: sizes.messageReceives)
+        heldConnections = Table(repeating: -1, count: sizes.messageReceives)
+        heldGenerations = Table(repeating: 0, count: sizes.messageReceives)
+        unpostedMessages = Table(repeating: 0, count: sizes.messageReceives)
         missingImmediates = sizes.immediateReceives
         // A batch that is being collected is not with the NIC.
         unsharedImmediates = sizes.immediateReceives - Tuning.receiveBatch
@@ -119,16 +125,18 @@ internal import TransferCore
     /// The parts of the prepared requests refer to each other once and for all.
     private func linkRequests() {
         for index in unsafe 0..<chain.count {
-            unsafe chain[index].sg_list = chainParts.address(index)
-            if unsafe index + 1 < chain.count { unsafe chain[index].next = chain.address(index + 1) }
+            unsafe chain[index].sg_list = chainParts.address(of: index)
+            if unsafe index + 1 < chain.count { unsafe chain[index].next = chain.address(of: index + 1) }
         }
-        unsafe single[0].sg_list = singlePart.address(0)
+        unsafe single[0].sg_list = singlePart.address(of: 0)
         for index in unsafe 0..<receives.count {
             unsafe receives[index].wr_id = WorkID(.immediateReceive, buffer: 0).rawValue
             unsafe receives[index].num_sge = 0
-            if unsafe index + 1 < receives.count { unsafe receives[index].next = receives.address(index + 1) }
+            if unsafe index + 1 < receives.count {
+                unsafe receives[index].next = receives.address(of: index + 1)
+            }
         }
-        unsafe receive[0].sg_list = receivePart.address(0)
+        unsafe receive[0].sg_list = receivePart.address(of: 0)
         unsafe receive[0].num_sge = 1
     }
 
@@ -210,36 +218,6 @@ internal import TransferCore
 
     private func isForgettable(_ index: Int) -> Bool {
         peers[index].imports == 0 && peers[index].connection < 0 && peers[index].datagrams == 0
-    }
-
-    /// Gives all memory back, after the queues have been closed.
-    func deallocate() {
-        for index in 0..<connections.count {
-            connections[index].writes.contexts.deallocate()
-            connections[index].messages.contexts.deallocate()
-            connections[index].buffers.deallocate()
-        }
-        numbers.deallocate()
-        freeConnections.deallocate()
-        freeDatagrams.deallocate()
-        freeMessages.deallocate()
-        peers.deallocate()
-        connections.deallocate()
-        for table in [watched, listed, owing, held, heldConnections, unpostedMessages] { table.deallocate() }
-        heldGenerations.deallocate()
-        unsafe chain.deallocate()
-        chainParts.deallocate()
-        unsafe single.deallocate()
-        singlePart.deallocate()
-        unsafe rejected.deallocate()
-        entries.deallocate()
-        unsafe receives.deallocate()
-        unsafe receive.deallocate()
-        receivePart.deallocate()
-        unsafe rejectedReceive.deallocate()
-        datagramPeers.deallocate()
-        unsafe datagramHandles.deallocate()
-        memory.unmap()
     }
 }
 

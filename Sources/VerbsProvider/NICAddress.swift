@@ -34,6 +34,15 @@ struct NICAddress: Hashable {
             && gid.0 == other.gid.0 && gid.1 == other.gid.1
     }
 
+    /// As people write it: the GID, or on InfiniBand the LID.
+    var text: String {
+        guard isEthernet else { return "lid \(lid)" }
+        let bytes = [gid.0, gid.1].flatMap { half in
+            (0..<8).map { UInt8(truncatingIfNeeded: half >> UInt64(8 * $0)) }
+        }
+        return VerbsGID(index: 0, bytes: bytes, kind: .roceV2).text
+    }
+
     init() {}
 
     /// Reads an address; nil when it is none.

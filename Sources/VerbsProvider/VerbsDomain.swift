@@ -14,7 +14,7 @@ public import TransferCore
 
     // SAFETY: allocated in init and freed in deinit; used by one thread at a time (FabricDomain).
     let state: UnsafeMutablePointer<DomainState>
-    private let regions = unsafe Table<UnsafeMutablePointer<ibv_mr>?>(Limits.regions, repeating: nil)
+    private let regions = unsafe Table<UnsafeMutablePointer<ibv_mr>?>(repeating: nil, count: Limits.regions)
     private let relaxedOrdering: Bool
     private let maximumWriteBytes: UInt64
     private var isClosed = false
@@ -78,8 +78,8 @@ public import TransferCore
 
     deinit {
         close()
+        unsafe state.deinitialize(count: 1)
         unsafe state.deallocate()
-        unsafe regions.deallocate()
     }
 
     private static func address(
@@ -234,6 +234,16 @@ public import TransferCore
     }
 
     // MARK: Reports
+
+    public func describe(_ status: WorkStatus, detail: Int32, peer: Int?) -> String? {
+        unsafe VerbsFailure(status, detail, peer: state.pointee.name(ofPeer: peer), state.pointee.options)
+            .words
+    }
+
+    /// How requests are handed to the NIC: by `calls` or by `lists`.
+    public var posting: VerbsOptions.Posting {
+        unsafe state.pointee.handles.usesCalls ? .calls : .lists
+    }
 
     /// What the domain has been through. From the thread that polls.
     public var statistics: VerbsStatistics { unsafe state.pointee.statistics }

@@ -16,6 +16,8 @@ internal import TransferCore
     private(set) var datagrams: UnsafeMutablePointer<ibv_qp>?
     private(set) var buffers: UnsafeMutablePointer<ibv_mr>?
     private(set) var credits: UnsafeMutablePointer<ibv_mr>?
+    /// Whether queue pairs take requests by calls.
+    private(set) var usesCalls = false
     /// Readable when there is something to poll, and the timer among its sources.
     private(set) var waitFile: Int32 = -1
     private(set) var timer: Int32 = -1
@@ -34,6 +36,7 @@ internal import TransferCore
         do throws(TransferError) {
             try openMemory(memory)
             try openQueues()
+            try choosePosting(options.posting)
             try openDatagrams(key: datagramKey)
         } catch {
             close()
@@ -82,6 +85,15 @@ internal import TransferCore
             api.pointee.create_cq(context, Int32(sizes.completions), nil, channel, 0))
         unsafe immediateReceives = try createReceives(sizes.immediateReceives)
         unsafe messageReceives = try createReceives(sizes.messageReceives)
+    }
+
+    private mutating func choosePosting(_ posting: VerbsOptions.Posting) throws(TransferError) {
+        guard posting != .lists, let pd = unsafe pd, let cq = unsafe cq else { return }
+        usesCalls = unsafe QueuePairs.canTakeCalls(api, pd, cq)
+        guard posting == .calls, !usesCalls else { return }
+        throw TransferError(
+            .unavailable,
+            "\(nic) takes no requests by calls (ibv_wr_*); leave VerbsOptions.posting automatic")
     }
 
     private func createReceives(_ count: Int) throws(TransferError) -> UnsafeMutablePointer<ibv_srq> {

@@ -36,6 +36,19 @@ public struct VerbsOptions: Hashable, Sendable {
     /// How long a broken queue pair may take to report its requests before it is destroyed with them.
     public var drainTimeout: Duration = .seconds(1)
 
+    /// How requests are handed to the NIC.
+    public var posting = Posting.automatic
+
+    /// How requests are handed to the NIC.
+    public enum Posting: String, Hashable, Sendable {
+        /// By calls where the device takes them, by lists elsewhere.
+        case automatic
+        /// `ibv_wr_*`: a call for each request, which builds it in the NIC's queue.
+        case calls
+        /// `ibv_post_send`: a list in memory, which the device's library translates.
+        case lists
+    }
+
     /// Requests in flight to one peer, 16 to 16384; a power of two is taken.
     public var requestsPerPeer: Int = 512
     /// Requests in flight on the domain, to all peers.

@@ -24,6 +24,8 @@ public struct VerbsPort: Hashable, Sendable {
     public var choice: GIDRule.Choice
     /// Largest message in bytes.
     public var longestMessage: UInt64
+    /// How requests would be handed to the NIC; `automatic` when nobody has tried.
+    public var posting = VerbsOptions.Posting.automatic
 
     /// Why the port cannot be used with default options; nil when it can.
     public var problem: String? {
@@ -73,7 +75,12 @@ enum VerbsSelection {
             for index in 0..<devices.count {
                 let device = unsafe devices[index]
                 guard let context = unsafe api.pointee.open_device(device) else { continue }
-                unsafe found += query(api, context, name(api, device), options)
+                let posting: VerbsOptions.Posting =
+                    unsafe QueuePairs.canTakeCalls(api, context) ? .calls : .lists
+                for var port in unsafe query(api, context, name(api, device), options) {
+                    port.posting = posting
+                    found.append(port)
+                }
                 _ = unsafe api.pointee.close_device(context)
             }
             return found
@@ -205,6 +212,10 @@ enum VerbsError {
         default: return .providerFailed
         }
     }
+
+    /// What `Completion.detail` holds for an asynchronous event. Error numbers of the system are negated, too.
+    static func detail(event: ibv_event_type) -> Int32 { firstEvent - Int32(bitPattern: event.rawValue) }
+    static let firstEvent: Int32 = -1000
 
     /// What `Completion.detail` holds for it: the vendor's code above the status.
     static func detail(_ status: ibv_wc_status, vendor: UInt32) -> Int32 {

@@ -79,11 +79,14 @@ struct Info: ParsableCommand {
     }
 
     private func nics(_ report: inout Report) {
-        func add(_ provider: String, _ name: String, _ fabric: String, _ address: String, _ speed: Int?) {
+        func add(
+            _ provider: String, _ name: String, _ fabric: String, _ address: String, _ speed: Int?,
+            posting: String = ""
+        ) {
             report.add([
                 ("kind", .text("nic")), ("provider", .text(provider)), ("name", .text(name)),
                 ("fabric", .text(fabric)), ("address", .text(address)),
-                ("mbit_per_s", speed.map(Field.integer) ?? .null),
+                ("mbit_per_s", speed.map(Field.integer) ?? .null), ("posting", .text(posting)),
             ])
         }
         add("shm", "shm", "shm", "this host", nil)
@@ -97,7 +100,8 @@ struct Info: ParsableCommand {
                 let address = port.choice.gid.map { port.isEthernet ? $0.text : "lid \(port.lid)" }
                 add(
                     "verbs", "\(port.device) port \(port.port)", port.isEthernet ? "roce" : "infiniband",
-                    address ?? port.problem ?? "-", Int(port.megabitsPerSecond))
+                    address ?? port.problem ?? "-", Int(port.megabitsPerSecond),
+                    posting: port.posting == .calls ? "ibv_wr_*" : "ibv_post_send")
             }
         #endif
     }

@@ -16,6 +16,8 @@ import TransferEngine
             case tcp, tcpUnframed
         #endif
 
+        static let hasLibfabric = allCases.contains { $0.isLibfabric }
+
         var isLibfabric: Bool { rawValue.hasPrefix("tcp") }
 
         var nic: Configuration.NIC {
@@ -129,6 +131,10 @@ import TransferEngine
         pair.a.close()
         pair.b.close()
     }
+
+    /// Says in the report what was not counted.
+    @Test(.enabled(if: Transport.hasLibfabric, "built without the trait Libfabric"))
+    func libfabricIsBuilt() { #expect(Transport.hasLibfabric) }
 
     /// The gate itself: it would see one allocation.
     @Test func theCounterCounts() {

@@ -223,7 +223,23 @@ static void keep_record(struct te_standin_books *books, const struct qp *qp, con
         .key = wr->wr.rdma.rkey, .parts = wr->num_sge};
 }
 
-static int post_send(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_send_wr **bad) {
+/// Whether all of some requests can be taken; 0 or an error number.
+static int admits(struct qp *qp, const struct ibv_send_wr *wr) {
+    struct te_standin_books *books = &network_of(qp->qp.context)->books;
+    uint32_t count = 0;
+    for (; wr; wr = wr->next) count++;
+    if (books->refuse_error && books->refuse_after < count) {
+        int error = books->refuse_error;
+        books->refuse_error = 0;
+        return error;
+    }
+    if (qp->tail - qp->head + count <= qp->depth) return 0;
+    books->queue_overruns++;
+    return ENOMEM;
+}
+
+/// Takes requests up to the first that cannot be, or all or none.
+static int post(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_send_wr **bad, int is_whole) {
     struct qp *qp = (struct qp *)base;
     struct te_standin *network = network_of(base->context);
     struct te_standin_books *books = &network->books;
@@ -241,6 +257,11 @@ static int post_send(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_sen
     }
     books->doorbells++;
     uint64_t length = 0;
+    if (is_whole) {
+        books->called++;
+        error = admits(qp, wr);
+        if (error) wr = NULL;
+    }
     for (; wr; wr = wr->next) {
         if (books->refuse_error && books->refuse_after-- == 0) {
             error = books->refuse_error;
@@ -267,12 +288,83 @@ static int post_send(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_sen
             memcpy(send->copy, (void *)(uintptr_t)wr->sg_list->addr, wr->sg_list->length);
         if (qp->qp.state == IBV_QPS_ERR) te_standin_flush(qp);
     }
-    if (error) *bad = wr;
+    if (error && bad) *bad = wr;
     if (length > books->longest_chain) books->longest_chain = length;
     if (!books->hold_requests) advance_all(qp);
     UNLOCK();
     return error;
 }
+
+static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad) {
+    return post(qp, wr, bad, 0);
+}
+
+// By calls. What a device may rely on is insisted on: start and complete in turn, and data, if only none, for each request.
+
+static void wr_start(struct ibv_qp_ex *calls) {
+    struct qp *qp = (struct qp *)calls;
+    if (qp->is_building) abort();
+    qp->is_building = 1;
+    qp->built = qp->build_error = qp->lacks_data = 0;
+}
+static void build(struct ibv_qp_ex *calls, enum ibv_wr_opcode opcode, uint32_t key, uint64_t address, __be32 immediate) {
+    struct qp *qp = (struct qp *)calls;
+    if (!qp->is_building) abort();
+    if (qp->lacks_data) qp->build_error = EINVAL;
+    if (qp->built == BUILDS) qp->build_error = ENOMEM;
+    if (qp->build_error) return;
+    struct build *build = &qp->builds[qp->built++];
+    build->request = (struct ibv_send_wr){
+        .wr_id = calls->wr_id, .opcode = opcode, .send_flags = calls->wr_flags, .sg_list = &build->part,
+        .imm_data = immediate, .wr.rdma = {.remote_addr = address, .rkey = key}};
+    qp->lacks_data = 1;
+}
+static void wr_write(struct ibv_qp_ex *calls, uint32_t key, uint64_t address) {
+    build(calls, IBV_WR_RDMA_WRITE, key, address, 0);
+}
+static void wr_write_imm(struct ibv_qp_ex *calls, uint32_t key, uint64_t address, __be32 immediate) {
+    build(calls, IBV_WR_RDMA_WRITE_WITH_IMM, key, address, immediate);
+}
+static void wr_send(struct ibv_qp_ex *calls) { build(calls, IBV_WR_SEND, 0, 0, 0); }
+static struct build *unfinished(struct ibv_qp_ex *calls) {
+    struct qp *qp = (struct qp *)calls;
+    if (!qp->is_building || !(qp->lacks_data || qp->build_error)) abort();
+    if (qp->build_error) return NULL;
+    qp->lacks_data = 0;
+    return &qp->builds[qp->built - 1];
+}
+static void wr_set_sge(struct ibv_qp_ex *calls, uint32_t key, uint64_t address, uint32_t length) {
+    struct build *build = unfinished(calls);
+    // A length of 0 would be read as 2^31 bytes.
+    if (!length) ((struct qp *)calls)->build_error = EINVAL;
+    if (!build) return;
+    build->part = (struct ibv_sge){address, length, key};
+    build->request.num_sge = 1;
+}
+static void wr_set_sge_list(struct ibv_qp_ex *calls, size_t count, const struct ibv_sge *parts) {
+    if (count) ((struct qp *)calls)->build_error = EINVAL;
+    unfinished(calls);
+}
+static void wr_set_inline_data(struct ibv_qp_ex *calls, void *bytes, size_t length) {
+    struct build *build = unfinished(calls);
+    // Soft-RoCE goes by the flag, not by the call.
+    if (length > INLINE_BYTES || (build && !(build->request.send_flags & IBV_SEND_INLINE)))
+        ((struct qp *)calls)->build_error = EINVAL;
+    if (!build || length > INLINE_BYTES) return;
+    memcpy(build->copy, bytes, length);
+    build->part = (struct ibv_sge){(uintptr_t)build->copy, (uint32_t)length, 0};
+    build->request.num_sge = 1;
+}
+static int wr_complete(struct ibv_qp_ex *calls) {
+    struct qp *qp = (struct qp *)calls;
+    if (!qp->is_building) abort();
+    qp->is_building = 0;
+    if (qp->lacks_data) return EINVAL;
+    if (qp->build_error) return qp->build_error;
+    for (int i = 0; i + 1 < qp->built; i++) qp->builds[i].request.next = &qp->builds[i + 1].request;
+    return qp->built ? post(&qp->qp, &qp->builds[0].request, NULL, 1) : 0;
+}
+static void wr_abort(struct ibv_qp_ex *calls) { ((struct qp *)calls)->is_building = 0; }
 
 static int add(struct receives *receives, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad) {
     for (; wr; wr = wr->next) {
@@ -344,6 +436,18 @@ static int sink_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_
         }
     return 0;
 }
+static void sink_start(struct ibv_qp_ex *calls) {}
+static void sink_write_imm(struct ibv_qp_ex *calls, uint32_t key, uint64_t address, __be32 immediate) {
+    if (!(calls->wr_flags & IBV_SEND_SIGNALED)) return;
+    struct ibv_wc *wc = &sink[sink_tail++ % 4096];
+    wc->wr_id = calls->wr_id;
+    wc->status = IBV_WC_SUCCESS;
+}
+static void sink_write(struct ibv_qp_ex *calls, uint32_t key, uint64_t address) { sink_write_imm(calls, key, address, 0); }
+static void sink_set_sge(struct ibv_qp_ex *calls, uint32_t key, uint64_t address, uint32_t length) {}
+static void sink_set_sge_list(struct ibv_qp_ex *calls, size_t count, const struct ibv_sge *parts) {}
+static void sink_set_inline_data(struct ibv_qp_ex *calls, void *bytes, size_t length) {}
+static int sink_complete(struct ibv_qp_ex *calls) { return 0; }
 static int sink_receive(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad) { return 0; }
 static int sink_poll(struct ibv_cq *cq, int count, struct ibv_wc *wc) {
     int taken = 0;
@@ -367,7 +471,24 @@ void te_standin_set_ops(struct ibv_context *context, int is_sink) {
     context->ops.poll_cq = is_sink ? sink_poll : poll_cq;
     context->ops.req_notify_cq = req_notify_cq;
 }
+void te_standin_set_calls(struct qp *qp, int is_sink) {
+    struct ibv_qp_ex *calls = &qp->calls;
+    calls->wr_start = is_sink ? sink_start : wr_start;
+    calls->wr_rdma_write = is_sink ? sink_write : wr_write;
+    calls->wr_rdma_write_imm = is_sink ? sink_write_imm : wr_write_imm;
+    calls->wr_send = wr_send;
+    calls->wr_set_sge = is_sink ? sink_set_sge : wr_set_sge;
+    calls->wr_set_sge_list = is_sink ? sink_set_sge_list : wr_set_sge_list;
+    calls->wr_set_inline_data = is_sink ? sink_set_inline_data : wr_set_inline_data;
+    calls->wr_complete = is_sink ? sink_complete : wr_complete;
+    calls->wr_abort = wr_abort;
+}
+static int sink_calls(struct qp *qp) {
+    if (qp->builds) te_standin_set_calls(qp, 1);
+    return 0;
+}
 void te_standin_sink(struct te_standin *network) {
+    te_standin_each_qp(network, sink_calls);
     for (int i = 0; i < network->device_count; i++)
         for (struct context *c = network->devices[i].contexts; c; c = c->next) te_standin_set_ops(&c->context, 1);
 }

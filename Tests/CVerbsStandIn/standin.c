@@ -247,6 +247,21 @@ static struct ibv_qp *create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *a) {
     UNLOCK();
     return &made->qp;
 }
+static struct ibv_qp *create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *a) {
+    const uint64_t known = IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM | IBV_QP_EX_WITH_SEND;
+    if (network_of(context)->books.refuse_calls || a->comp_mask != (IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) ||
+        a->send_ops_flags & ~known) {
+        errno = EOPNOTSUPP;
+        return NULL;
+    }
+    // The attributes begin alike.
+    struct qp *qp = (struct qp *)create_qp(a->pd, (struct ibv_qp_init_attr *)a);
+    if (!qp) return NULL;
+    qp->builds = calloc(BUILDS, sizeof *qp->builds);
+    te_standin_set_calls(qp, 0);
+    return &qp->qp;
+}
+static struct ibv_qp_ex *qp_to_qp_ex(struct ibv_qp *qp) { return ((struct qp *)qp)->builds ? (struct ibv_qp_ex *)qp : NULL; }
 static int modify_qp(struct ibv_qp *base, struct ibv_qp_attr *a, int mask) {
     struct qp *qp = (struct qp *)base;
     LOCK();
@@ -276,6 +291,7 @@ static int destroy_qp(struct ibv_qp *base) {
     UNLOCK();
     forget(base->context, &network_of(base->context)->books.queue_pairs);
     free(qp->sends);
+    free(qp->builds);
     free(qp->receives.entries);
     free(qp);
     return 0;
@@ -317,8 +333,8 @@ void te_standin_event(struct ibv_context *context, struct ibv_async_event event)
 static const struct te_verbs_api api = {
     get_device_list, free_device_list, get_device_name, open_device, close_device, query_device, query_port,
     query_gid_table, alloc_pd, dealloc_pd, reg_mr, reg_dmabuf_mr, dereg_mr, create_comp_channel, destroy_comp_channel,
-    create_cq, destroy_cq, get_cq_event, ack_cq_events, create_srq, modify_srq, destroy_srq, create_qp, modify_qp,
-    destroy_qp, create_ah, destroy_ah, get_async_event, ack_async_event,
+    create_cq, destroy_cq, get_cq_event, ack_cq_events, create_srq, modify_srq, destroy_srq, create_qp, create_qp_ex,
+    qp_to_qp_ex, modify_qp, destroy_qp, create_ah, destroy_ah, get_async_event, ack_async_event,
 };
 const struct te_verbs_api *te_standin_api(void) { return &api; }
 

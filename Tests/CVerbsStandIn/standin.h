@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <sys/eventfd.h>
 
-enum { DEVICES = 16, QP_PLACES = 8192, MR_PLACES = 65536, EVENTS = 64, HELD = 1024, INLINE_BYTES = 256 };
+enum { DEVICES = 16, QP_PLACES = 8192, MR_PLACES = 65536, EVENTS = 64, HELD = 1024, INLINE_BYTES = 256, BUILDS = 64 };
 
 extern pthread_mutex_t te_standin_lock;
 #define LOCK() pthread_mutex_lock(&te_standin_lock)
@@ -78,8 +78,19 @@ struct send {
     struct ibv_sge part;
     char copy[INLINE_BYTES];
 };
+struct build {
+    struct ibv_send_wr request;
+    struct ibv_sge part;
+    char copy[INLINE_BYTES];
+};
 struct qp {
-    struct ibv_qp qp;
+    union {
+        struct ibv_qp qp;
+        struct ibv_qp_ex calls;
+    };
+    // Made for calls: what has been built since the last start.
+    struct build *builds;
+    int built, build_error, is_building, lacks_data;
     struct send *sends;
     uint32_t depth, head, tail;
     struct receives receives;
@@ -92,6 +103,7 @@ int te_standin_each_qp(struct te_standin *network, int (*body)(struct qp *));
 void *te_standin_translate(struct te_standin *network, uint32_t key, uint64_t address, uint64_t length, unsigned access);
 void te_standin_event(struct ibv_context *context, struct ibv_async_event event);
 void te_standin_set_ops(struct ibv_context *context, int is_sink);
+void te_standin_set_calls(struct qp *qp, int is_sink);
 void te_standin_flush(struct qp *qp);
 void te_standin_clean(struct cq *cq, uint32_t qp);
 #endif

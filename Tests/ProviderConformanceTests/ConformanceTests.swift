@@ -96,6 +96,10 @@ import TransferEngine
         check(try ErrorChecks.mutations(make(fabric)))
     }
 
+    /// Says in the report which providers the suite was not built with.
+    @Test(.enabled(if: Fabric.leftOut.isEmpty, "built without the traits \(Fabric.leftOut)"))
+    func everyProviderIsBuilt() { #expect(Fabric.leftOut.isEmpty) }
+
     #if Verbs
         /// Says in the report that the verbs provider was not run on a device; `TE_REQUIRE_VERBS=1` makes that a failure.
         @Test(.enabled(if: Fabric.isVerbsExpected, "this machine has no RDMA device that can be used"))

@@ -38,6 +38,8 @@ enum Fabric: String, Sendable, CustomStringConvertible {
         case verbsStandInInfiniBand
         /// The verbs provider on the RDMA devices of this machine, if it has any.
         case verbs
+        /// The same with `ibv_post_send` where the devices could do better; only when `TE_CONFORMANCE` asks for it.
+        case verbsLists
     #endif
 
     /// The fabrics that this build and this machine have.
@@ -51,12 +53,24 @@ enum Fabric: String, Sendable, CustomStringConvertible {
         #endif
         #if Verbs
             cases += [.verbsStandIn, .verbsStandInInfiniBand]
-            if isVerbsExpected { cases.append(.verbs) }
+            if isVerbsExpected { cases += [.verbs, .verbsLists] }
         #endif
         if let only = getenv("TE_CONFORMANCE").map({ String(cString: $0) }) {
-            cases = cases.filter { only.split(separator: ",").contains(Substring($0.rawValue)) }
+            return cases.filter { only.split(separator: ",").contains(Substring($0.rawValue)) }
         }
-        return cases
+        return cases.filter { $0.rawValue != "verbsLists" }
+    }()
+
+    /// The traits that this build is without, whose providers are not tested here.
+    static let leftOut: [String] = {
+        var traits: [String] = []
+        #if !Libfabric
+            traits.append("Libfabric")
+        #endif
+        #if !Verbs
+            traits.append("Verbs")
+        #endif
+        return traits
     }()
 
     #if Verbs
@@ -91,7 +105,7 @@ enum Fabric: String, Sendable, CustomStringConvertible {
     var mostPeers: Int { rawValue == "verbsRxm" ? 8 : 64 }
 
     /// Whether registered memory has to exist: a region of 5 GiB then needs as much memory, and time.
-    var pinsMemory: Bool { ["verbs", "verbsRxm"].contains(rawValue) }
+    var pinsMemory: Bool { ["verbs", "verbsLists", "verbsRxm"].contains(rawValue) }
 
     /// Whether a write with a wrong key ends with an error.
     var reportsWrongKeys: Bool { rawValue != "libfabricShm" }
@@ -122,10 +136,12 @@ enum Fabric: String, Sendable, CustomStringConvertible {
         #endif
         #if Verbs
             case .verbsStandIn, .verbsStandInInfiniBand: return []
-            case .verbs:
+            case .verbs, .verbsLists:
                 let devices = Self.verbsDevices
                 return (0..<count).map {
-                    .verbs(VerbsOptions(device: devices.isEmpty ? nil : devices[$0 % devices.count]))
+                    var options = VerbsOptions(device: devices.isEmpty ? nil : devices[$0 % devices.count])
+                    if self == .verbsLists { options.posting = .lists }
+                    return .verbs(options)
                 }
         #endif
         }
@@ -143,6 +159,8 @@ enum Fabric: String, Sendable, CustomStringConvertible {
                     // A process of 65 engines, and short queues so that they do fill.
                     options.messageReceives = 32
                     options.requestsPerPeer = 64
+                    // Both ways to hand over requests have to pass.
+                    options.posting = self == .verbsStandIn ? .calls : .lists
                     domains.append(
                         try VerbsDomain(options, page: page, engine: page.engine, api: te_standin_api()))
                 }

@@ -15,7 +15,10 @@ final class ScriptedDomain: FabricDomain {
     private let name: String
     private let megabitsPerSecond: UInt32
 
-    init(_ name: String, megabitsPerSecond: UInt32 = 1000) {
+    private let maximumWriteBytes: UInt64
+
+    init(_ name: String, megabitsPerSecond: UInt32 = 1000, maximumWriteBytes: UInt64 = 1 << 30) {
+        self.maximumWriteBytes = maximumWriteBytes
         self.name = name
         self.megabitsPerSecond = megabitsPerSecond
     }
@@ -23,7 +26,7 @@ final class ScriptedDomain: FabricDomain {
     var attributes: DomainAttributes {
         DomainAttributes(
             provider: "scripted", fabric: "scripted", name: name, megabitsPerSecond: megabitsPerSecond,
-            maximumWriteBytes: 1 << 30, countsMany: false)
+            maximumWriteBytes: maximumWriteBytes, countsMany: false)
     }
     var address: [UInt8] { Array(name.utf8) }
     var wakeDescriptor: Int32 { -1 }
@@ -36,7 +39,7 @@ final class ScriptedDomain: FabricDomain {
     }
     func deregister(_ region: LocalRegion, key: DomainKey) { registered.remove(region.index) }
     func importRegion(_ remote: RemoteRegion, nic: Int) -> ImportedKey {
-        ImportedKey(remote: remote, nic: nic, peer: nic, maximumWriteBytes: 1 << 30)
+        ImportedKey(remote: remote, nic: nic, peer: nic, maximumWriteBytes: maximumWriteBytes)
     }
     func releaseImport(_ key: ImportedKey) {}
 

@@ -13,15 +13,19 @@
         let key: DomainKey
         let descriptor: RemoteRegion
 
-        init(_ number: UInt64, _ device: String) throws(TransferError) {
+        init(
+            _ number: UInt64, _ device: String, _ posting: VerbsOptions.Posting
+        ) throws(TransferError) {
             let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
             let readWrite = PROT_READ | PROT_WRITE
             guard let place = unsafe mmap(nil, TargetPage.byteCount, readWrite, flags, -1, 0),
                 let memory = unsafe mmap(nil, 1 << 20, readWrite, flags, -1, 0)
             else { throw TransferError(.limitReached, "no memory") }
             let page = unsafe TargetPage.initialize(place, engine: EngineID(rawValue: number))
+            var options = VerbsOptions(device: device)
+            options.posting = posting
             domain = unsafe try VerbsDomain(
-                VerbsOptions(device: device), page: page, engine: page.engine, api: te_standin_api())
+                options, page: page, engine: page.engine, api: te_standin_api())
             let region = unsafe LocalRegion(
                 index: 1, generation: 1, access: .remoteWrite, secret: 1, base: memory, length: 1 << 20,
                 memoryFile: -1, isPopulated: false)
@@ -42,9 +46,10 @@
             let arguments = CommandLine.arguments.dropFirst().compactMap { Int($0) }
             let batches = arguments.first ?? 100
             let arrivals = arguments.dropFirst().first ?? 0
+            let posting: VerbsOptions.Posting = arguments.dropFirst(2).first == 1 ? .lists : .calls
             let network = unsafe te_standin_new(1, 1)
             let name = unsafe String(cString: te_standin_name(network, 0))
-            let (a, b) = (try End(1, name), try End(2, name))
+            let (a, b) = (try End(1, name, posting), try End(2, name, posting))
             let target = UnsafeMutablePointer<ImportedKey>.allocate(capacity: 1)
             unsafe target.initialize(to: try a.domain.importRegion(b.descriptor, nic: 0))
             let output = UnsafeMutableBufferPointer<Completion>.allocate(

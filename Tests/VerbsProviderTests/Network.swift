@@ -2,6 +2,7 @@ import CVerbs
 import CVerbsStandIn
 import Glibc
 import Synchronization
+import Testing
 import TransferCore
 
 @testable import VerbsProvider
@@ -13,6 +14,24 @@ import TransferCore
         unsafe network = te_standin_new(Int32(devices), isEthernet ? 1 : 0)
     }
     deinit { unsafe te_standin_free(network) }
+}
+
+/// Runs each test of a suite once for each way to hand over requests.
+struct BothPostings: SuiteTrait, TestTrait, TestScoping {
+    var isRecursive: Bool { true }
+
+    @concurrent func provideScope(
+        for test: Test, testCase: Test.Case?,
+        performing function: @concurrent @Sendable () async throws -> Void
+    ) async throws {
+        for posting in [.calls, .lists] as [VerbsOptions.Posting] {
+            try await Network.$posting.withValue(posting) { try await function() }
+        }
+    }
+}
+
+extension Trait where Self == BothPostings {
+    static var bothPostings: Self { BothPostings() }
 }
 
 /// A network of stand-in NICs and the domains on it.
@@ -39,8 +58,14 @@ import TransferCore
             + books.shared_receives + books.queue_pairs + books.handles
     }
 
+    /// How the domains that are opened hand over requests.
+    @TaskLocal static var posting = VerbsOptions.Posting.automatic
+
     func options(_ device: Int) -> VerbsOptions {
-        VerbsOptions(device: unsafe String(cString: te_standin_name(standIn, Int32(device))))
+        var options = VerbsOptions(
+            device: unsafe String(cString: te_standin_name(standIn, Int32(device))))
+        options.posting = Self.posting
+        return options
     }
 
     /// Opens a domain on a device.
@@ -208,9 +233,27 @@ import TransferCore
 
     var statistics: VerbsStatistics { domain.statistics }
 
+    /// What tests look at in a connection.
+    struct ConnectionView {
+        var generation: UInt16
+        var queuePair: UInt32
+        var grantedImmediates: UInt32
+        var grantedMessages: UInt32
+        var attempt: UInt32
+        var remoteAttempt: UInt32
+    }
+
     /// Connections by state, among the places that tests come to use.
-    func connections(_ state: Connection.State) -> [Connection] {
-        (0..<16).map { unsafe domain.state.pointee.connections[$0] }.filter { $0.state == state }
+    func connections(_ state: Connection.State) -> [ConnectionView] {
+        (0..<16).compactMap { place in
+            let connection = unsafe domain.state.pointee.connections.address(of: place)
+            guard unsafe connection.pointee.state == state else { return nil }
+            return unsafe ConnectionView(
+                generation: connection.pointee.generation, queuePair: connection.pointee.writes.number,
+                grantedImmediates: connection.pointee.grantedImmediates,
+                grantedMessages: connection.pointee.grantedMessages,
+                attempt: connection.pointee.attempt, remoteAttempt: connection.pointee.remoteAttempt)
+        }
     }
 
     var isReady: Bool { !connections(.ready).isEmpty }

@@ -1,6 +1,6 @@
 // libibverbs without linking it: its headers, and its entry points in a table that is filled at run time. What the
-// headers define as static inline (ibv_post_send, ibv_poll_cq, ...) calls through the table of the context that it is
-// given, so Swift calls it directly. Tests make a table of their own and contexts to go with it.
+// headers define as static inline (ibv_post_send, ibv_wr_start, ibv_poll_cq, ...) calls through the table of the context or queue
+// pair that it is given, so Swift calls it directly. Tests make a table of their own and contexts to go with it.
 #ifndef CVERBS_H
 #define CVERBS_H
 #include <errno.h>
@@ -44,6 +44,10 @@ struct te_verbs_api {
     int (*modify_srq)(struct ibv_srq *srq, struct ibv_srq_attr *attributes, int mask);
     int (*destroy_srq)(struct ibv_srq *srq);
     struct ibv_qp *(*create_qp)(struct ibv_pd *pd, struct ibv_qp_init_attr *attributes);
+    /// NULL with EOPNOTSUPP where the device does not know it.
+    struct ibv_qp *(*create_qp_ex)(struct ibv_context *context, struct ibv_qp_init_attr_ex *attributes);
+    /// NULL in libraries without ibv_wr_*.
+    struct ibv_qp_ex *(*qp_to_qp_ex)(struct ibv_qp *qp);
     int (*modify_qp)(struct ibv_qp *qp, struct ibv_qp_attr *attributes, int mask);
     int (*destroy_qp)(struct ibv_qp *qp);
     struct ibv_ah *(*create_ah)(struct ibv_pd *pd, struct ibv_ah_attr *attributes);

@@ -17,8 +17,8 @@ struct te_standin_record {
 
 /// What happened on a network, and what is to happen.
 struct te_standin_books {
-    // Counted.
-    uint64_t doorbells, requests, signaled, longest_chain, datagrams, datagrams_dropped, not_ready, polls;
+    // Counted; `called` are the doorbells rung by ibv_wr_complete.
+    uint64_t doorbells, called, requests, signaled, longest_chain, datagrams, datagrams_dropped, not_ready, polls;
     uint64_t completion_overruns, queue_overruns;
     int64_t contexts, domains, regions, channels, completion_queues, shared_receives, queue_pairs, handles;
     struct te_standin_record records[TE_STANDIN_RECORDS];
@@ -41,6 +41,8 @@ struct te_standin_books {
     int is_mute;
     /// Creating a queue pair that copies data into requests, or the next object of any kind, fails.
     int refuse_inline, refuse_creation;
+    /// Devices have no ibv_wr_*.
+    int refuse_calls;
 };
 
 struct te_standin;
