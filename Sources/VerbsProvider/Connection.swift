@@ -32,8 +32,10 @@ internal import TransferCore
     var number: UInt32 = 0
     /// The number of our first packet.
     var psn: UInt32 = 0
-    /// Contexts by sequence number, as many as a power of two.
+    /// Contexts by sequence number, as many as a power of two; of writes also their tags, and whether they count.
     var contexts = Table<UInt64>()
+    var tags = Table<RequestTag>()
+    var counts = Table<Bool>()
     var mask: UInt32 = 0
     /// Sequence numbers: the next one, the first that has not ended, the first that was not handed out.
     var posted: UInt32 = 0
@@ -140,6 +142,12 @@ internal import TransferCore
     var firstGathered: Int32 = 0
     var lastGathered: Int32 = 0
 
+    /// All immediates sent and received, for the fate of requests that fail.
+    var sent: UInt64 = 0
+    var received: UInt64 = 0
+    /// What the peer calls the connection when it asks what has come over it.
+    var remoteIdentity: UInt64 = 0
+
     // What is received: counted here, told to the peer.
     var grantedImmediates: UInt32 = 0
     var grantedMessages: UInt32 = 0
@@ -169,6 +177,23 @@ internal import TransferCore
         return used < immediateWindow ? immediateWindow &- used : 0
     }
 
+    /// What we call the connection: no other one of this engine has had it, but by a chance of one in 2^24.
+    var identity: UInt64 { Self.identity(writes.number, writes.psn) }
+    static func identity(_ queuePair: UInt32, _ psn: UInt32) -> UInt64 {
+        UInt64(queuePair) << 32 | UInt64(psn) << 1 | 1
+    }
+
+    /// Of the write with this sequence number: how many immediates were sent before it.
+    func ordinal(of sequence: UInt32) -> UInt64 {
+        var after: UInt64 = 0
+        var next = sequence
+        while next != writes.posted {
+            if writes.counts[Int(next & writes.mask)] { after += 1 }
+            next &+= 1
+        }
+        return sent - min(sent, after)
+    }
+
     /// Takes note of what the peer has taken; numbers that cannot be are ignored.
     mutating func note(credit word: UInt64) {
         let immediates = UInt32(truncatingIfNeeded: word)
@@ -182,6 +207,8 @@ internal import TransferCore
         var fresh = Connection()
         fresh.generation = (generation &+ 1) & 0x1FFF
         swap(&fresh.writes.contexts, &writes.contexts)
+        swap(&fresh.writes.tags, &writes.tags)
+        swap(&fresh.writes.counts, &writes.counts)
         fresh.writes.mask = writes.mask
         swap(&fresh.messages.contexts, &messages.contexts)
         fresh.messages.mask = messages.mask

@@ -34,6 +34,27 @@ extension DomainState {
         if isGone { finish(number) }
     }
 
+    /// Breaks the connection to a peer, if there is one.
+    mutating func sever(_ peer: Int) {
+        guard peer >= 0, peer < peerCount, peers[peer].connection >= 0 else { return }
+        breakConnection(peers[peer].connection, .peerLost, -ECONNABORTED)
+    }
+
+    /// Closes the connection that a peer's request failed on, and says what of it has been counted; nil until the NIC is through
+    /// with it.
+    mutating func settle(_ identity: UInt64, of engine: UInt64) -> DeliveryLedger? {
+        for number in 0..<connections.count
+        where connections[number].state != .free && connections[number].remoteIdentity == identity
+            && peers[connections[number].peer].engine == engine
+        {
+            if unsafe connections[number].writes.qp != nil {
+                breakConnection(number, .peerLost, -ECONNRESET)
+                return nil
+            }
+        }
+        return closed.counted(identity, of: engine).map { DeliveryLedger(base: $0) }
+    }
+
     /// Ends a connection that was never used.
     mutating func abandon(_ number: Int) {
         breakConnection(number, .peerLost, -peers[connections[number].peer].failure, isTold: true)
@@ -57,6 +78,10 @@ extension DomainState {
         guard connections[number].state == .draining else { return }
         if unsafe connections[number].writes.qp != nil {
             destroyQueues(number)
+            closed.note(
+                ClosedConnections.Entry(
+                    engine: peers[connections[number].peer].engine,
+                    identity: connections[number].remoteIdentity, counted: connections[number].received))
             unsharedImmediates += Int(connections[number].grantedImmediates)
             unsharedMessages += Int(connections[number].grantedMessages)
             let (cause, detail) = (connections[number].cause, connections[number].causeDetail)

@@ -43,6 +43,7 @@ extension DomainState {
                 if unsafe connection.pointee.immediateCredit == 0 { return .targetBusy }
             }
             unsafe connection.pointee.immediatesSent &+= 1
+            unsafe connection.pointee.sent &+= 1
         }
         if unsafe connection.pointee.gathered == 0 {
             unsafe connection.pointee.firstGathered = Int32(index)
@@ -77,7 +78,7 @@ extension DomainState {
         }
         // The connection is broken, now or while another peer's was made: these end with it.
         for position in 0..<left {
-            _ = unsafe note(position, requests[index].context, connection, number)
+            _ = unsafe note(position, requests + index, connection, number)
             index = Int(links[index])
         }
         unsafe connection.pointee.writes.posted &+= UInt32(truncatingIfNeeded: left)

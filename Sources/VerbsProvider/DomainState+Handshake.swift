@@ -87,6 +87,8 @@ extension DomainState {
         if connections[number].writes.contexts.count == 0 {
             let depth = handles.sizes.requestsPerPeer
             connections[number].writes.contexts = Table(repeating: 0, count: Int(depth))
+            connections[number].writes.tags = Table(repeating: RequestTag(rawValue: 0), count: Int(depth))
+            connections[number].writes.counts = Table(repeating: false, count: Int(depth))
             connections[number].writes.mask = depth - 1
             connections[number].messages.contexts = Table(repeating: 0, count: Int(Tuning.messageDepth))
             connections[number].messages.mask = Tuning.messageDepth - 1
@@ -161,6 +163,7 @@ extension DomainState {
         guard error == 0 else { return error }
         connections[number].state = .bound
         connections[number].remoteAttempt = hello.attempt
+        connections[number].remoteIdentity = Connection.identity(hello.writeQP, hello.writePSN)
         connections[number].immediateWindow = hello.immediateWindow
         connections[number].messageWindow = hello.messageWindow
         connections[number].remoteCreditAddress = hello.creditAddress

@@ -149,6 +149,11 @@ extension DomainState {
             if unsafe connection.pointee.writes.hasFailed {
                 unsafe (status, detail, stop) = outcome(&connection.pointee.writes, sequence)
             }
+            if status == .peerLost || status == .providerFailed {
+                unsafe emitUnsettled(connection, sequence, status, detail)
+                sequence &+= 1
+                continue
+            }
             let first = sequence
             repeat {
                 sequence &+= 1
@@ -158,6 +163,23 @@ extension DomainState {
         }
         unsafe connection.pointee.writes.reported = sequence
         return sequence == end
+    }
+
+    /// Hands out a write of which only the peer knows whether it has been counted.
+    private mutating func emitUnsettled(
+        _ connection: UnsafePointer<Connection>, _ sequence: UInt32, _ status: WorkStatus, _ detail: Int32
+    ) {
+        guard let output = unsafe output else { return }
+        let place = unsafe Int(sequence & connection.pointee.writes.mask)
+        var completion = Completion(
+            context: unsafe connection.pointee.writes.contexts[place], count: 1, status: status,
+            detail: detail)
+        completion.tag = unsafe connection.pointee.writes.tags[place]
+        completion.peer = unsafe connection.pointee.peer
+        completion.delivery = unsafe .unsettled(
+            connection: connection.pointee.identity, ordinal: connection.pointee.ordinal(of: sequence))
+        unsafe (output + outputCount).initialize(to: completion)
+        outputCount += 1
     }
 
     private mutating func reportMessages(_ number: Int) -> Bool {

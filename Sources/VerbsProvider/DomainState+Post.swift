@@ -50,6 +50,7 @@ extension DomainState {
         _ connection: UnsafeMutablePointer<Connection>, _ number: Int
     ) -> (posted: Int, status: WorkStatus, detail: Int32) {
         unsafe connection.pointee.immediatesSent &+= counted
+        unsafe connection.pointee.sent &+= UInt64(counted)
         var (taken, error) = (0, Int32(0))
         if let calls = unsafe connection.pointee.writes.calls {
             unsafe ibv_wr_start(calls)
@@ -69,6 +70,7 @@ extension DomainState {
         guard error != 0 else { return (count, .success, 0) }
         for position in taken..<count where unsafe requests[position].eighths > 0 {
             unsafe connection.pointee.immediatesSent &-= 1
+            unsafe connection.pointee.sent &-= 1
         }
         // A full queue that we know to have room, or a queue pair that takes nothing. What was taken does not report, so
         // that only the end of the queue pair can end it.
@@ -126,10 +128,14 @@ extension DomainState {
 
     /// Notes request `position` of a chain as the next in flight. Returns what it comes back as.
     @inline(__always) func note(
-        _ position: Int, _ context: UInt64, _ connection: UnsafeMutablePointer<Connection>, _ number: Int
+        _ position: Int, _ request: UnsafePointer<WorkRequest>,
+        _ connection: UnsafeMutablePointer<Connection>, _ number: Int
     ) -> UInt64 {
         let sequence = unsafe connection.pointee.writes.posted &+ UInt32(truncatingIfNeeded: position)
-        unsafe connection.pointee.writes.contexts[Int(sequence & connection.pointee.writes.mask)] = context
+        let place = unsafe Int(sequence & connection.pointee.writes.mask)
+        unsafe connection.pointee.writes.contexts[place] = request.pointee.context
+        unsafe connection.pointee.writes.tags[place] = request.pointee.tag
+        unsafe connection.pointee.writes.counts[place] = request.pointee.eighths > 0
         return unsafe WorkID(
             .write, connection: number, generation: connection.pointee.generation, sequence: sequence
         ).rawValue
@@ -148,7 +154,7 @@ extension DomainState {
         _ connection: UnsafeMutablePointer<Connection>, _ number: Int
     ) {
         let work = unsafe chain.address(of: position)
-        unsafe work.pointee.wr_id = note(position, request.pointee.context, connection, number)
+        unsafe work.pointee.wr_id = note(position, request, connection, number)
         let length = unsafe request.pointee.length
         let key = unsafe request.pointee.localKey
         var flags: UInt32 = 0
@@ -183,7 +189,7 @@ extension DomainState {
     ) {
         let (length, localKey) = unsafe (request.pointee.length, request.pointee.localKey)
         let flags = inlineFlag(length, localKey)
-        unsafe calls.pointee.wr_id = note(position, request.pointee.context, connection, number)
+        unsafe calls.pointee.wr_id = note(position, request, connection, number)
         unsafe calls.pointee.wr_flags = flags | (isLast ? IBV_SEND_SIGNALED.rawValue : 0)
         let target = unsafe request.pointee.target
         let address = unsafe target.pointee.base &+ request.pointee.targetOffset

@@ -20,6 +20,7 @@ extension DomainState {
         // Whoever sends has seen that we can receive.
         if connections[number].state == .bound { becomeReady(number) }
         connections[number].immediatesReceived &+= 1
+        connections[number].received &+= 1
         if connections[number].isCreditDue { owe(number) }
     }
 

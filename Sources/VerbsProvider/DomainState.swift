@@ -22,6 +22,8 @@ internal import TransferCore
     var peerCount = 0
     let connections = Table(count: Tuning.connections) { _ in Connection() }
     var freeConnections = FreeList(Tuning.connections)
+    /// Connections that peers may ask about after their end.
+    var closed = ClosedConnections()
     let numbers = QueuePairIndex()
     var nextAttempt: UInt32 = 1
 

@@ -214,6 +214,16 @@ public import TransferCore
         unsafe state.pointee.send(payload, to: target.pointee.peer, context: context)
     }
 
+    /// Breaks the connection to a peer's NIC, so that all in flight to it comes back.
+    public func sever(_ target: UnsafePointer<ImportedKey>) {
+        unsafe state.pointee.sever(target.pointee.peer)
+    }
+
+    /// Closes a connection of a peer's; the answer comes when the NIC is through with it, some 10 ms later.
+    public func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger? {
+        unsafe state.pointee.settle(connection, of: sender.rawValue)
+    }
+
     public func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int {
         unsafe state.pointee.poll(completions)
     }

@@ -63,6 +63,9 @@ void te_standin_release(struct te_standin *network, int is_backwards);
 void te_standin_raise(struct te_standin *network, int device, enum ibv_event_type type, uint32_t qp);
 /// Puts something into a device's completion queue that it has no reason for.
 void te_standin_stray(struct te_standin *network, int device, uint64_t wr_id, enum ibv_wc_status status);
+/// Carries out at most `count` requests of a queue pair, all of whose acknowledgements are lost: it gives up and breaks.
+/// Returns how many were carried out.
+int te_standin_deafen(struct te_standin *network, uint32_t qp, int count);
 /// Sends a datagram of `length` bytes to a device's first queue pair of unreliable datagrams.
 void te_standin_datagram(struct te_standin *network, int device, const void *bytes, size_t length);
 /// From now on posting and polling do next to nothing, so that what is left is the cost of the caller: signaled requests
