@@ -37,7 +37,7 @@ public final class TransferEngine: @unchecked Sendable {
     private let isStopping = Atomic<Bool>(false)
 
     /// What registration and attachment keep; never on the data path.
-    struct Control {
+    struct Control: ~Copyable {
         var regions: [UInt32: RegisteredRegion] = [:]
         /// Entries that a registration is about to take.
         var reservedRegions: Set<UInt32> = []
@@ -47,6 +47,7 @@ public final class TransferEngine: @unchecked Sendable {
         var nextAttachment: UInt32 = 0
         var nextWatcher: UInt64 = 0
         var random: any RandomNumberGenerator & Sendable
+        var leases = ImmediateLeases()
         var tasks: [@Sendable () -> Void] = []
         var thread: PlatformThread?
         var isClosed = false
