@@ -40,6 +40,7 @@ extension DomainGroup {
         slot.completed += Int(completion.count)
         slot.lastProgress = hot.value.now
         precondition(slot.inFlight >= 0, "a provider completed a request twice")
+        traceCompletion(completion, slot.inFlight, domain)
         if completion.status != .success {
             // It ends here, not where it waits for its NIC to take more.
             if slot.isPosting { hot.value.ready.remove(index) }
@@ -61,6 +62,7 @@ extension DomainGroup {
         slot.failure = status
         slot.failureDetail = detail
         slot.failureDomain = UInt8(domain)
+        if status == .peerLost { traceEvent(.peerLost, nic: domain, UInt64(UInt32(bitPattern: detail)), 0) }
         if slot.isPosting { slot.pages.forget() }
         slot.isPosting = false
     }
@@ -89,6 +91,7 @@ extension DomainGroup {
     ) {
         let old = statuses[index].load(ordering: .relaxed)
         let transfer = Transfer(index: index, generation: UInt32(old >> 32))
+        traceEnd(slot, index, result)
         if case .failure(let error) = result { outcomes.withLock { $0.remember(error, of: transfer) } }
         let callback = slot.callback
         slot.callback = nil
@@ -141,7 +144,7 @@ extension DomainGroup {
         }
         hot.value.ready.remove(index)
         if hot.value.finished.contains(index) { return }
-        let report = stallReport(&slot)
+        let report = withHistory(stallReport(&slot), slot, index)
         slot.isPosting = false
         slot.isSilentStage = false
         conclude(&slot, index, .failure(report))

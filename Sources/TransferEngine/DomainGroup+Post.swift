@@ -10,6 +10,7 @@ extension DomainGroup {
         slot.isStarted = true
         slot.lastProgress = hot.value.now
         hot.value.usedSlots = max(hot.value.usedSlots, Int(index) + 1)
+        traceStart(slot, index)
         switch slot.kind {
         case .count:
             awaitCount(&slot, index)
@@ -28,6 +29,7 @@ extension DomainGroup {
 
     /// Puts a slot among those that wait for a counter, or ends it at once.
     func awaitCount(_ slot: inout TransferSlot, _ index: UInt32) {
+        traceWait(slot, index)
         if page.consume(eighths: slot.expectedEighths, from: slot.immediate) {
             end(&slot, index)
         } else {
@@ -126,7 +128,7 @@ extension DomainGroup {
 
     /// Posts `batch[0..<count]` on one domain. `accepted` of them were taken.
     private func post(
-        _ slot: inout TransferSlot, _ domain: Int, _ count: Int, accepted: inout Int
+        _ slot: inout TransferSlot, _ index: UInt32, _ domain: Int, _ count: Int, accepted: inout Int
     ) -> Flow {
         accepted = 0
         while accepted < count {
@@ -140,6 +142,7 @@ extension DomainGroup {
             } else {
                 slot.inFlight += result.accepted
             }
+            tracePost(slot, index, domain, result.accepted, of: count - accepted + result.accepted)
             if result.status == .success, result.accepted > 0 { continue }
             if result.status == .success || result.status == .again { return .blocked }
             fail(&slot, result.status, result.detail, domain)
@@ -159,7 +162,7 @@ extension DomainGroup {
             let (count, domain) = fill(&slot, index, &cursor)
             if count == 0 { break }
             var accepted = 0
-            flow = post(&slot, domain, count, accepted: &accepted)
+            flow = post(&slot, index, domain, count, accepted: &accepted)
             if accepted < count { cursor = marks[accepted] }
         } while flow == .posted
         slot.targetCursor = cursor.target
@@ -264,7 +267,7 @@ extension DomainGroup {
                 if count == 0 { break }
                 let after = Cursor(target: slot.railCursors[rail], chunk: slot.railChunks[rail])
                 var accepted = 0
-                let flow = post(&slot, domain, count, accepted: &accepted)
+                let flow = post(&slot, index, domain, count, accepted: &accepted)
                 let cursor = accepted < count ? marks[accepted] : after
                 slot.railCursors[rail] = cursor.target
                 slot.railChunks[rail] = cursor.chunk
@@ -382,6 +385,7 @@ extension DomainGroup {
         let result = unsafe domains[domain].send(
             UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(slot.message.memory)[..<slot.length]),
             to: UnsafePointer(attachments[slot.attachment].keys.address(of: 0)), context: context(index))
+        traceSend(slot, index, domain, result.status)
         if result.status == .again { return false }
         slot.isPosting = false
         hot.value.posted &+= 1

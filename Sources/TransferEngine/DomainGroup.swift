@@ -12,6 +12,7 @@ final class DomainGroup {
     let clock: any TransferClock
     let planner: StripePlanner
     let engineName: String
+    let recorder: FlightRecorder
 
     let domains: Table<any FabricDomain>
     /// For each domain, the largest request that may carry several counts.
@@ -76,12 +77,13 @@ final class DomainGroup {
 
     init(
         domains: [any FabricDomain], page: TargetPage, clock: any TransferClock, planner: StripePlanner,
-        name: String
+        name: String, recorder: consuming FlightRecorder
     ) {
         self.page = page
         self.clock = clock
         self.planner = planner
         engineName = name
+        self.recorder = recorder
         self.domains = Table(domains)
         countsManyBytes = Table(
             domains.map { $0.attributes.countsMany ? $0.attributes.countsManyBytes : 0 })
@@ -131,9 +133,11 @@ final class DomainGroup {
     private func poll(_ domain: Int) -> Bool {
         if messages.isFull { return false }
         let count = unsafe domains[domain].poll(completions.memory)
+        if count > 0 { recorder.tick() }
         for index in 0..<count {
             let completion = completions[index]
             if completion.count == 0 {
+                traceMessage(completion, domain)
                 unsafe messages.deliver(completion.message, from: EngineID(rawValue: completion.context))
             } else {
                 complete(completion, domain)

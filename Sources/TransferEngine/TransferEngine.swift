@@ -118,7 +118,9 @@ public final class TransferEngine: @unchecked Sendable {
         group = DomainGroup(
             domains: domains, page: page, clock: clock,
             planner: StripePlanner(stripeBytes: max(configuration.stripeBytes, StripePlanner.granule)),
-            name: configuration.name)
+            name: configuration.name,
+            recorder: FlightRecorder(
+                capacity: configuration.traceEvents, clock: clock, directory: configuration.traceDirectory))
         let firstGeneration = UInt32(truncatingIfNeeded: random.next() >> 33) | 1
         control = Mutex(Control(nextGeneration: firstGeneration, random: random))
         address = EngineAddress(
