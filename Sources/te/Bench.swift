@@ -3,7 +3,8 @@ internal import ArgumentParser
 /// `te bench`.
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Measure.", subcommands: [PointToPoint.self, BenchIdle.self, BenchTrace.self],
+        abstract: "Measure.",
+        subcommands: [PointToPoint.self, BenchIdle.self, BenchTrace.self, BenchDigest.self],
         defaultSubcommand: PointToPoint.self)
 }
 

@@ -96,6 +96,11 @@ static inline void te_prefetch_page(const void *start, size_t length, int writes
 void te_copy_streaming(void *target, const void *source, size_t length);
 void te_copy_fence(void);
 
+/// Adds the digest of `length` bytes that go to `offset` of a region to `digest`.
+void te_digest_add(const void *bytes, size_t length, uint64_t offset, uint64_t digest[2]);
+/// The same by one of the variants for different processors: 0 to 2. Returns 0 when this processor does not have it.
+int te_digest_variant(int number, const void *bytes, size_t length, uint64_t offset, uint64_t digest[2]);
+
 /// Kills the calling process when its parent dies.
 int te_die_with_parent(void);
 #endif
