@@ -78,7 +78,9 @@ let package = Package(
             ],
             path: "IntegrationTests/peer", swiftSettings: strict),
         .testTarget(
-            name: "TransferEngineTests", dependencies: ["TransferEngine", "CPlatform"], swiftSettings: strict),
+            name: "TransferEngineTests",
+            dependencies: ["TransferEngine", "SharedMemoryProvider", "CPlatform"],
+            swiftSettings: strict),
         .testTarget(name: "PlatformTests", dependencies: ["CPlatform"], swiftSettings: strict),
         .testTarget(name: "TransferCoreTests", dependencies: ["TransferCore"], swiftSettings: strict),
         .testTarget(

@@ -1,6 +1,10 @@
 #define _GNU_SOURCE
 #include "CPlatform.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
@@ -24,6 +28,19 @@ static uint64_t nanoseconds(clockid_t clock) {
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 uint64_t te_monotonic_nanoseconds(void) { return nanoseconds(CLOCK_MONOTONIC); }
+
+int te_ticks_are_steady(void) {
+#if defined(__x86_64__)
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(0x80000007u, &a, &b, &c, &d) && (d & 1u << 8) != 0;
+#elif defined(__aarch64__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+uint64_t te_wall_nanoseconds(void) { return nanoseconds(CLOCK_REALTIME); }
 uint64_t te_process_cpu_nanoseconds(void) { return nanoseconds(CLOCK_PROCESS_CPUTIME_ID); }
 
 static _Thread_local char thread_token;
@@ -58,6 +75,20 @@ int te_memory_file(const char *name, uint64_t length, int huge) {
         return -error;
     }
     return fd;
+}
+
+int te_write_new_file(const char *path, const void *bytes, size_t length) {
+    int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (file < 0) return -errno;
+    int failure = 0;
+    for (size_t done = 0; done < length && !failure;) {
+        ssize_t count = write(file, (const char *)bytes + done, length - done);
+        if (count > 0) done += (size_t)count;
+        else if (count == 0 || errno != EINTR) failure = count == 0 ? EIO : errno;
+    }
+    if (close(file) && !failure) failure = errno;
+    if (failure) unlink(path);
+    return -failure;
 }
 
 int te_event_new(void) {

@@ -39,6 +39,10 @@ public enum Limits {
     public static let addressBytes = 64
     /// Bytes of a fabric's or an engine's name in a descriptor.
     public static let nameBytes = 63
+    /// Events of its flight recorder that a stall report quotes.
+    public static let tracedEvents = 6
+    /// Traces of stalls that one engine writes to `Configuration.traceDirectory`.
+    public static let traceFiles = 16
     /// Results of failed transfers that are remembered after their slot went to somebody else.
     public static let rememberedFailures = 1024
 }

@@ -238,9 +238,6 @@ public enum WorkStatus: UInt8, Error, Sendable {
     case success
     /// Nothing more is taken now, whoever it is for: the queue is full, poll and post again.
     case again
-    /// Nothing more is taken now for the target of the next request, which is not connected yet or has no room; requests to
-    /// others may be.
-    case targetBusy
     /// The region at the target is gone or has another generation.
     case staleRegion
     /// The key is wrong, or the region does not allow it.
@@ -249,6 +246,9 @@ public enum WorkStatus: UInt8, Error, Sendable {
     case peerLost
     /// Something else; `detail` has the provider's number.
     case providerFailed
+    /// Nothing more is taken now for the target of the next request, which is not connected yet or has no room; requests to
+    /// others may be.
+    case targetBusy
 }
 
 /// What `post` did.

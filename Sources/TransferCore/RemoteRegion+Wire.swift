@@ -13,7 +13,8 @@ extension RemoteRegion {
     /// Reads the binary form.
     /// - Throws: `malformedDescriptor` for damaged, truncated or overlong bytes, `unsupportedVersion` for another version.
     public init(decoding bytes: some Collection<UInt8>) throws(TransferError) {
-        let bytes = try checked([UInt8](bytes), magic: Self.magic)
+        let bytes = try checked(
+            [UInt8](bytes), magic: Self.magic, version: RemoteRegion.version, kind: "descriptor")
         var reader = ByteReader(bytes.span)
         self = try RemoteRegion(from: &reader)
         guard reader.remaining == 0 else { throw .overlong }
@@ -30,7 +31,7 @@ extension RemoteRegion {
         writer.write(generation)
         for value in [engine.rawValue, length, base, secret] { writer.write(value) }
         for nic in nics {
-            writer.write(counted: nic.fabric.utf8.prefix(Limits.nameBytes))
+            writer.write(text: nic.fabric, limit: Limits.nameBytes)
             writer.write(counted: nic.address.prefix(Limits.addressBytes))
             writer.write(nic.megabitsPerSecond)
             writer.write(nic.key)
@@ -73,7 +74,7 @@ extension EngineAddress {
     public func encoded() -> [UInt8] {
         var writer = ByteWriter()
         landing.write(to: &writer, magic: Self.magic)
-        writer.write(counted: name.utf8.prefix(Limits.nameBytes))
+        writer.write(text: name, limit: Limits.nameBytes)
         writer.write(CRC32C.checksum(writer.bytes))
         return writer.bytes
     }
@@ -81,33 +82,13 @@ extension EngineAddress {
     /// Reads the binary form.
     /// - Throws: `malformedDescriptor` or `unsupportedVersion`, as for `RemoteRegion`.
     public init(decoding bytes: some Collection<UInt8>) throws(TransferError) {
-        let bytes = try checked([UInt8](bytes), magic: Self.magic)
+        let bytes = try checked(
+            [UInt8](bytes), magic: Self.magic, version: RemoteRegion.version, kind: "descriptor")
         var reader = ByteReader(bytes.span)
         landing = try RemoteRegion(from: &reader)
         name = try reader.readString(limit: Limits.nameBytes)
         guard reader.remaining == 0 else { throw .overlong }
     }
-}
-
-/// Checks magic, version and checksum; returns the bytes without the checksum.
-private func checked(_ bytes: [UInt8], magic: [UInt8]) throws(TransferError) -> [UInt8] {
-    guard bytes.count >= 8 else { throw .truncated }
-    guard bytes.starts(with: magic) else {
-        throw TransferError(.malformedDescriptor, "these bytes are not a descriptor of this kind")
-    }
-    let body = bytes.dropLast(4)
-    let found = bytes.suffix(4).reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) }
-    guard CRC32C.checksum(body) == found else {
-        throw TransferError(
-            .malformedDescriptor, "the descriptor's checksum is wrong: it was altered on its way")
-    }
-    guard bytes[3] == RemoteRegion.version else {
-        throw TransferError(
-            .unsupportedVersion,
-            "descriptor version \(bytes[3]), this library reads \(RemoteRegion.version); update the older side"
-        )
-    }
-    return Array(body)
 }
 
 extension TransferError {

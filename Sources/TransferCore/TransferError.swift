@@ -8,7 +8,7 @@ public struct TransferError: Error, Equatable, Hashable, Sendable, CustomStringC
         @usableFromInline enum Kind: UInt8, Sendable {
             case invalidArgument, outOfRange, malformedDescriptor, unsupportedVersion, accessDenied
             case staleRegion, backPressure, limitReached, unreachable, peerLost, providerFailed
-            case stalled, cancelled, unavailable, closed
+            case stalled, cancelled, unavailable, closed, digestMismatch
         }
 
         @usableFromInline let kind: Kind
@@ -42,6 +42,8 @@ public struct TransferError: Error, Equatable, Hashable, Sendable, CustomStringC
         public static let cancelled = Code(.cancelled)
         /// A provider or a library is not present on this machine.
         public static let unavailable = Code(.unavailable)
+        /// Data is not what the sender digested; the description says which.
+        public static let digestMismatch = Code(.digestMismatch)
         /// The engine has been shut down.
         public static let closed = Code(.closed)
 

@@ -55,6 +55,19 @@ public struct ByteWriter {
         }
     }
 
+    /// Appends a length byte and as many whole characters of UTF-8 as fit into `limit` bytes.
+    public mutating func write(text: String, limit: Int) {
+        var end = text.startIndex
+        var count = 0
+        while end < text.endIndex {
+            let next = text.index(after: end)
+            count += text[end..<next].utf8.count
+            if count > min(limit, Int(UInt8.max)) { break }
+            end = next
+        }
+        write(counted: text[..<end].utf8)
+    }
+
     /// Appends a length byte and the bytes. Traps above 255 bytes: callers validate first.
     public mutating func write(counted value: some Collection<UInt8>) {
         write(UInt8(value.count))
@@ -78,4 +91,26 @@ enum CRC32C {
     static func checksum(_ bytes: some Sequence<UInt8>) -> UInt32 {
         ~bytes.reduce(~0) { table[Int(UInt8(truncatingIfNeeded: $0) ^ $1)] ^ $0 >> 8 }
     }
+}
+
+/// Checks magic, version and checksum of something encoded; returns the bytes without the checksum.
+func checked(
+    _ bytes: [UInt8], magic: [UInt8], version: UInt8, kind: String
+) throws(TransferError) -> [UInt8] {
+    guard bytes.count >= 8 else { throw .truncated }
+    guard bytes.starts(with: magic) else {
+        throw TransferError(.malformedDescriptor, "these bytes are not a \(kind) of this kind")
+    }
+    let body = bytes.dropLast(4)
+    let found = bytes.suffix(4).reversed().reduce(UInt32(0)) { $0 << 8 | UInt32($1) }
+    guard CRC32C.checksum(body) == found else {
+        throw TransferError(
+            .malformedDescriptor, "the \(kind)'s checksum is wrong: it was altered on its way")
+    }
+    guard bytes[3] == version else {
+        throw TransferError(
+            .unsupportedVersion,
+            "\(kind) version \(bytes[3]), this library reads \(version); update the older side")
+    }
+    return Array(body)
 }

@@ -53,10 +53,16 @@ public struct Configuration: Sendable {
     public var timeout: Duration
     /// When silent NICs and peers are asked whether they live, and when they count as lost.
     public var liveness = Liveness()
+    /// Events that the flight recorder keeps, 32 bytes each, up to a power of two; 0 is none.
+    public var traceEvents: Int
+    /// A directory that gets the flight recorder's content, for `te trace`, when a transfer stalls: at most once a second and
+    /// `Limits.traceFiles` times. Written by the progress thread.
+    public var traceDirectory: String?
 
     public init(
         name: String = "engine", nics: [NIC] = [.sharedMemory], progress: Progress = .adaptive,
-        processor: Int? = nil, stripeBytes: Int = 65536, timeout: Duration = .seconds(30)
+        processor: Int? = nil, stripeBytes: Int = 65536, timeout: Duration = .seconds(30),
+        traceEvents: Int = 8192, traceDirectory: String? = nil
     ) {
         self.name = name
         self.nics = nics
@@ -64,6 +70,8 @@ public struct Configuration: Sendable {
         self.processor = processor
         self.stripeBytes = stripeBytes
         self.timeout = timeout
+        self.traceEvents = traceEvents
+        self.traceDirectory = traceDirectory
     }
 }
 

@@ -51,6 +51,7 @@ extension DomainGroup {
         slot.completed += Int(completion.count)
         slot.lastProgress = hot.value.now
         precondition(slot.inFlight >= 0, "a provider completed a request twice")
+        traceCompletion(completion, slot.inFlight, domain)
         if completion.status != .success, !recover(&slot, completion, domain) {
             fail(&slot, completion.status, completion.detail, domain, peer: completion.peer)
         }
@@ -83,6 +84,7 @@ extension DomainGroup {
         slot.failureDomain = UInt8(domain)
         slot.isDoubtful = status == .peerLost || status == .providerFailed || !slot.unsettled.isEmpty
         slot.failurePeer = peer
+        if status == .peerLost { traceEvent(.peerLost, nic: domain, UInt64(UInt32(bitPattern: detail)), 0) }
         if slot.isPosting { slot.pages.forget() }
         slot.isPosting = false
         slot.redo = []
@@ -113,6 +115,7 @@ extension DomainGroup {
     ) {
         let old = statuses[index].load(ordering: .relaxed)
         let transfer = Transfer(index: index, generation: UInt32(old >> 32))
+        traceEnd(slot, index, result)
         if case .failure(let error) = result { outcomes.withLock { $0.remember(error, of: transfer) } }
         let callback = slot.callback
         slot.callback = nil
@@ -164,7 +167,7 @@ extension DomainGroup {
     /// completion finds its own slot.
     private func abandon(_ slot: inout TransferSlot, _ index: UInt32) {
         if hot.value.finished.contains(index) { return }
-        giveUp(&slot, index, stallReport(&slot))
+        giveUp(&slot, index, withHistory(stallReport(&slot), slot, index))
     }
 
     /// Ends a transfer with an error at once, whatever is in flight.

@@ -12,8 +12,9 @@ extension DomainGroup {
     /// Begins an operation that `submit` filled in.
     func start(_ slot: inout TransferSlot, _ index: UInt32) {
         slot.isStarted = true
-        slot.lastProgress = hot.value.now
+        slot.lastProgress = slot.submitted
         hot.value.usedSlots = max(hot.value.usedSlots, Int(index) + 1)
+        traceStart(slot, index)
         switch slot.kind {
         case .count:
             awaitCount(&slot, index)
@@ -33,6 +34,7 @@ extension DomainGroup {
 
     /// Puts a slot among those that wait for a counter, or ends it at once.
     func awaitCount(_ slot: inout TransferSlot, _ index: UInt32) {
+        traceWait(slot, index)
         if page.consume(eighths: slot.expectedEighths, from: slot.immediate) {
             end(&slot, index)
         } else {
@@ -160,7 +162,7 @@ extension DomainGroup {
 
     /// Posts `batch[accepted..<count]` on one domain, and moves `accepted` behind those that were taken.
     private func post(
-        _ slot: inout TransferSlot, _ domain: Int, _ count: Int, accepted: inout Int
+        _ slot: inout TransferSlot, _ index: UInt32, _ domain: Int, _ count: Int, accepted: inout Int
     ) -> Flow {
         while accepted < count {
             var end = count
@@ -178,6 +180,7 @@ extension DomainGroup {
             } else {
                 slot.inFlight += result.accepted
             }
+            tracePost(slot, index, domain, result.accepted, of: count - accepted + result.accepted)
             if result.status == .success, result.accepted > 0 { continue }
             if result.status == .success || result.status == .again { return .blocked }
             if result.status == .targetBusy { return .busy }
@@ -201,7 +204,7 @@ extension DomainGroup {
             // A link that breaks here sends its requests back to the list: take this one off first.
             slot.redo.removeLast()
             let flow = post(
-                &slot, attachments[way.attachment].rails[way.rail].local, count, accepted: &accepted)
+                &slot, index, attachments[way.attachment].rails[way.rail].local, count, accepted: &accepted)
             let isPaged = slot.kind == .paged && !tag.isChunk
             let rest = isPaged ? tag.dropping(accepted) : accepted == count ? nil : tag
             if flow != .failed, let rest { slot.redo.append(rest) }
@@ -269,10 +272,10 @@ extension DomainGroup {
             let (count, domain) = fill(&slot, index, &cursor)
             if count == 0 { break }
             var accepted = 0
-            flow = post(&slot, domain, count, accepted: &accepted)
+            flow = post(&slot, index, domain, count, accepted: &accepted)
             while flow == .busy, slot.kind != .write {
                 accepted = setAside(&slot, accepted, count, &cursor)
-                flow = post(&slot, domain, count, accepted: &accepted)
+                flow = post(&slot, index, domain, count, accepted: &accepted)
             }
             if accepted < count { cursor = marks[accepted] }
         } while flow == .posted
@@ -420,7 +423,7 @@ extension DomainGroup {
                 if count == 0 { break }
                 let after = Cursor(target: slot.railCursors[rail], chunk: slot.railChunks[rail])
                 var accepted = 0
-                let flow = post(&slot, domain, count, accepted: &accepted)
+                let flow = post(&slot, index, domain, count, accepted: &accepted)
                 let cursor = accepted < count ? marks[accepted] : after
                 slot.railCursors[rail] = cursor.target
                 slot.railChunks[rail] = cursor.chunk
@@ -543,6 +546,7 @@ extension DomainGroup {
         let result = unsafe domains[domain].send(
             UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(slot.message.memory)[..<slot.length]),
             to: UnsafePointer(attachments[slot.attachment].keys.address(of: rail)), context: context(index))
+        traceSend(slot, index, domain, result.status)
         if result.status == .again || result.status == .targetBusy { return false }
         slot.isPosting = false
         hot.value.posted &+= 1

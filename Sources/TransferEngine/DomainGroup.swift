@@ -12,6 +12,7 @@ final class DomainGroup {
     let clock: any TransferClock
     let planner: StripePlanner
     let engineName: String
+    let recorder: FlightRecorder
 
     let domains: Table<any FabricDomain>
     /// For each domain, the largest request that may carry several counts.
@@ -84,13 +85,14 @@ final class DomainGroup {
 
     init(
         domains: [any FabricDomain], page: TargetPage, clock: any TransferClock, planner: StripePlanner,
-        name: String, liveness: Liveness
+        name: String, liveness: Liveness, recorder: consuming FlightRecorder
     ) {
         self.liveness = liveness
         self.page = page
         self.clock = clock
         self.planner = planner
         engineName = name
+        self.recorder = recorder
         self.domains = Table(domains)
         countsManyBytes = Table(
             domains.map { $0.attributes.countsMany ? $0.attributes.countsManyBytes : 0 })
@@ -140,9 +142,11 @@ final class DomainGroup {
     private func poll(_ domain: Int) -> Bool {
         if messages.isFull { return false }
         let count = unsafe domains[domain].poll(completions.memory)
+        if count > 0 { recorder.tick() }
         for index in 0..<count {
             let completion = completions[index]
             if completion.count == 0 {
+                traceMessage(completion, domain)
                 unsafe receive(completion.message, from: EngineID(rawValue: completion.context), domain)
             } else if completion.context & 0xFFFF_FFFF == UInt64(UInt32.max) {
                 noteControl(completion)

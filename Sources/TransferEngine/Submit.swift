@@ -51,7 +51,7 @@ extension TransferEngine {
     ) throws(TransferError) -> Transfer {
         guard let index = group.free.pop() else { throw .tooManyTransfers }
         let generation = UInt32(group.statuses[index].load(ordering: .relaxed) >> 32)
-        let now = group.clock.nowNanoseconds
+        let now = isProgressThread ? group.recorder.now() : group.clock.nowNanoseconds
         prepare(&group.slots[index], kind, immediate, now, timeout, onEnd, fill)
         let pending = UInt64(generation) << 32 | SlotStatus.pending
         // pairs with the loads of the progress thread
@@ -115,7 +115,9 @@ extension TransferEngine {
             targetOffset: UInt64(truncatingIfNeeded: targetOffset), immediate: immediate?.value ?? 0,
             eighths: immediate == nil ? 0 : Eighths.whole)
         let request = unsafe UnsafeBufferPointer(start: group.batch.address(of: 0), count: 1)
-        return unsafe group.domains[domain].post(request).accepted == 1
+        guard unsafe group.domains[domain].post(request).accepted == 1 else { return false }
+        group.recorder.wroteAtOnce(byteCount)
+        return true
     }
 
     // MARK: Validation

@@ -191,6 +191,7 @@ extension TransferEngine {
             throw error
         }
         group.regions[local.index] = entry
+        group.traceEvent(.registered, UInt64(local.length), UInt64(local.index))
         return keys
     }
 
@@ -198,6 +199,7 @@ extension TransferEngine {
         _ known: RegisteredRegion, from group: DomainGroup, keepingMemory: Bool
     ) throws(TransferError) {
         group.regions[known.local.index] = RegionEntry()
+        group.traceEvent(.deregistered, UInt64(known.local.length), UInt64(known.local.index))
         group.page.withdraw(known.local.index)
         for case (let domain, let key?) in known.keys.enumerated() {
             group.domains[domain].deregister(known.local, key: key)

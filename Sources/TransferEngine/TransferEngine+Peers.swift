@@ -23,6 +23,7 @@ extension TransferEngine {
                 let handle = RemoteMemory(
                     byteCount: made.length, engine: remote.engine, index: index, generation: made.generation)
                 group.attachments[index] = made
+                group.traceEvent(.attached, remote.engine.rawValue, UInt64(index))
                 do throws(TransferError) { try group.narrow(index) } catch {
                     group.detach(index)
                     throw error
@@ -59,6 +60,7 @@ extension TransferEngine {
                 throw .staleAttachment
             }
             group.detach(remote.index)
+            group.traceEvent(.detached, remote.engine.rawValue, UInt64(remote.index))
             group.freeAttachments.push(remote.index)
         }
     }

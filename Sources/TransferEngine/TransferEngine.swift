@@ -119,7 +119,9 @@ public final class TransferEngine: @unchecked Sendable {
         group = DomainGroup(
             domains: domains, page: page, clock: clock,
             planner: StripePlanner(stripeBytes: max(configuration.stripeBytes, StripePlanner.granule)),
-            name: configuration.name, liveness: configuration.liveness)
+            name: configuration.name, liveness: configuration.liveness,
+            recorder: FlightRecorder(
+                capacity: configuration.traceEvents, clock: clock, directory: configuration.traceDirectory))
         let firstGeneration = UInt32(truncatingIfNeeded: random.next() >> 33) | 1
         control = Mutex(Control(nextGeneration: firstGeneration, random: random))
         address = EngineAddress(

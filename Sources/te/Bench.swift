@@ -3,7 +3,8 @@ internal import ArgumentParser
 /// `te bench`.
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Measure.", subcommands: [PointToPoint.self, BenchIdle.self],
+        abstract: "Measure.",
+        subcommands: [PointToPoint.self, BenchIdle.self, BenchTrace.self, BenchDigest.self],
         defaultSubcommand: PointToPoint.self)
 }
 
@@ -38,6 +39,8 @@ struct PointToPoint: ParsableCommand {
     var repeats = 7
     @Option(help: "MiB registered on each side")
     var regionMiB = 256
+    @Option(help: "events that this side's flight recorder keeps; 0 shows what it costs")
+    var traceEvents = 8192
     @Flag(help: "one JSON object per line")
     var json = false
 

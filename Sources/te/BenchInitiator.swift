@@ -26,7 +26,8 @@ final class BenchInitiator {
         (child, side) = try startPair(
             provider: options.provider, nicCount: options.nicCount, nics: options.nics,
             targetNICs: options.targetNics, targetCommand: options.targetCommand, progress: progress,
-            processors: processors, regionBytes: regionBytes, callerMemory: options.callerMemory)
+            processors: processors, regionBytes: regionBytes, callerMemory: options.callerMemory,
+            traceEvents: options.traceEvents)
     }
 
     func close() {

@@ -4,7 +4,7 @@ internal import TransferEngine
 /// Starts the other side's process, makes this side, and attaches the two to each other.
 func startPair(
     provider: String, nicCount: Int, nics: String, targetNICs: String = "", targetCommand: String = "",
-    progress: String, processors: [Int], regionBytes: Int, callerMemory: Bool
+    progress: String, processors: [Int], regionBytes: Int, callerMemory: Bool, traceEvents: Int = 8192
 ) throws -> (ChildProcess, BenchSide) {
     let board = try BenchBoard()
     let child = try ChildProcess(
@@ -16,7 +16,8 @@ func startPair(
         prefix: targetCommand.split(separator: " ").map(String.init), inheriting: board.file)
     let side = try BenchSide(
         name: "initiator", board: board, provider: provider, nicCount: nicCount, nics: nics,
-        progress: progress, processor: processors[0], regionBytes: regionBytes, callerMemory: callerMemory)
+        progress: progress, processor: processors[0], regionBytes: regionBytes, callerMemory: callerMemory,
+        traceEvents: traceEvents)
     try side.meet(try child.receive())
     try child.send(side.introduction)
     return (child, side)

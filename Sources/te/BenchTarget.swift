@@ -62,7 +62,7 @@ final class BenchSide: @unchecked Sendable {
 
     init(
         name: String, board: BenchBoard, provider: String, nicCount: Int, nics: String, progress: String,
-        processor: Int, regionBytes: Int, callerMemory: Bool
+        processor: Int, regionBytes: Int, callerMemory: Bool, traceEvents: Int = 8192
     ) throws {
         self.board = board
         let mode: Configuration.Progress
@@ -78,7 +78,7 @@ final class BenchSide: @unchecked Sendable {
                 nics: makeNICs(
                     provider: provider, count: nicCount, nics: nics, callerMemory: .automatic),
                 progress: mode,
-                processor: processor))
+                processor: processor, traceEvents: traceEvents))
         if callerMemory {
             guard
                 let memory = mmap(

@@ -4,5 +4,8 @@ internal import ArgumentParser
 struct Te: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "te", abstract: "Point-to-point transfers: look at this machine, measure, demonstrate.",
-        subcommands: [Info.self, Bench.self, Demo.self, Sim.self, BenchTarget.self, DemoReceiver.self])
+        subcommands: [
+            Info.self, Bench.self, Demo.self, Sim.self, TraceCommand.self, BenchTarget.self,
+            DemoReceiver.self,
+        ])
 }

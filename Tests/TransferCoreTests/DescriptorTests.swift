@@ -164,4 +164,20 @@ import Testing
         #expect(CRC32C.checksum([UInt8](repeating: 0, count: 32)) == 0x8A91_36AA)
         #expect(CRC32C.checksum([UInt8](repeating: 0xFF, count: 32)) == 0x62A8_AB43)
     }
+
+    /// A name that is too long is cut between two characters, so that it can be read.
+    @Test func longNamesAreCutBetweenCharacters() throws {
+        var address = EngineAddress(name: "", landing: DescriptorGoldenTests.region(nics: 1))
+        for (name, kept) in [
+            ("x" + String(repeating: "ü", count: 40), 63), (String(repeating: "ü", count: 40), 62),
+            (String(repeating: "\u{1F600}", count: 20), 60), (String(repeating: "a", count: 63), 63), ("", 0),
+        ] {
+            address.name = name
+            address.landing.nics[0].fabric = name
+            let read = try EngineAddress(decoding: address.encoded())
+            #expect(read.name.utf8.count == kept)
+            #expect(name.hasPrefix(read.name))
+            #expect(read.landing.nics[0].fabric == read.name)
+        }
+    }
 }

@@ -16,6 +16,23 @@ static inline void te_cpu_relax(void) {
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 uint64_t te_monotonic_nanoseconds(void);
+/// The processor's own clock, for stamps that must cost nothing. Its unit is not known beforehand: compare two moments with
+/// te_monotonic_nanoseconds. Steady on machines whose time stamp counter neither stops nor changes speed.
+static inline uint64_t te_ticks(void) {
+#if defined(__x86_64__)
+    return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+    uint64_t ticks;
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
+    return ticks;
+#else
+    return te_monotonic_nanoseconds();
+#endif
+}
+/// Whether te_ticks neither stops nor changes speed on this machine.
+int te_ticks_are_steady(void);
+/// Nanoseconds of CLOCK_REALTIME.
+uint64_t te_wall_nanoseconds(void);
 /// Nanoseconds of CPU time that the whole process has used.
 uint64_t te_process_cpu_nanoseconds(void);
 
@@ -28,6 +45,9 @@ int te_name_thread(const char *name);
 
 /// A new memory file of `length` bytes, sparse. `huge` asks for huge pages and fails when there are none.
 int te_memory_file(const char *name, uint64_t length, int huge);
+
+/// Writes a new file at `path` that only this user can read; fails when there is one already.
+int te_write_new_file(const char *path, const void *bytes, size_t length);
 
 int te_event_new(void);
 int te_event_signal(int fd);
@@ -75,6 +95,11 @@ static inline void te_prefetch_page(const void *start, size_t length, int writes
 /// to others before `te_copy_fence`.
 void te_copy_streaming(void *target, const void *source, size_t length);
 void te_copy_fence(void);
+
+/// Adds the digest of `length` bytes that go to `offset` of a region to `digest`.
+void te_digest_add(const void *bytes, size_t length, uint64_t offset, uint64_t digest[2]);
+/// The same by one of the variants for different processors: 0 to 2. Returns 0 when this processor does not have it.
+int te_digest_variant(int number, const void *bytes, size_t length, uint64_t offset, uint64_t digest[2]);
 
 /// Kills the calling process when its parent dies.
 int te_die_with_parent(void);
