@@ -141,7 +141,8 @@ extension TargetPage {
 
     /// Arrivals since it was closed, counting parts of one as one.
     func late(_ immediate: UInt32) -> Int {
-        let value = self[counter: immediate].load(ordering: .acquiring)  // pairs with the add in add(eighths:to:)
+        // pairs with the add in add(eighths:to:)
+        let value = self[counter: immediate].load(ordering: .acquiring)
         return value < 0 ? Int((value - ImmediateLeases.closed + 7) >> 3) : 0
     }
 }
