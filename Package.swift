@@ -84,7 +84,8 @@ let package = Package(
         .testTarget(
             name: "ProviderConformanceTests",
             dependencies: [
-                "TransferEngine", "SharedMemoryProvider", "SimulatedProvider", "Platform", "CVerbsStandIn",
+                "TransferEngine", "SharedMemoryProvider", "SimulatedProvider", "Platform", "CPlatform",
+                "CVerbsStandIn",
                 libfabric, verbs,
             ],
             swiftSettings: strict),
@@ -100,6 +101,14 @@ let package = Package(
         .testTarget(
             name: "LibfabricProviderTests",
             dependencies: ["TransferCore", "CPlatform", "CLibfabric", libfabric], swiftSettings: strict),
+        .target(name: "CFabricStandIn", dependencies: ["CLibfabric"], path: "Fuzz/StandIn"),
+        .testTarget(
+            name: "FuzzTests",
+            dependencies: [
+                "TransferCore", "SharedMemoryProvider", "Platform", "CPlatform", "CFabricStandIn", libfabric,
+                verbs,
+            ],
+            path: "Fuzz/Targets", swiftSettings: strict),
         .executableTarget(
             name: "verbs-host-cost",
             dependencies: ["TransferCore", "CPlatform", "CVerbsStandIn", "CAllocationCounter", verbs],
