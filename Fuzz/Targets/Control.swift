@@ -17,11 +17,14 @@ extension Target {
             let short = [0b0001_0001] + bytes
             let crowded = [0b0000_0111] + bytes
             let endless: [UInt8] = [0b0000_0101, 8] + (40..<48 as Range<UInt8>).flatMap { [$0, 0xFF] }
+            let longer: [UInt8] = [0b0000_0011, 3, 40, 0xA0, 41, 0x86, 42, 1]
             let ring: [UInt8] = [0b0000_0111, 0]
             let asked: [[UInt8]] = [1, 2, 3].map { kind in
                 [1, 1, 8, kind, 3, 24, UInt8(FuzzMemory.index), 28, UInt8(FuzzMemory.generation)]
             }
-            let answered = [region, short, crowded, endless].map { [0] + hello + $0 + ring }
+            let answered = [region, short, crowded, endless, region + longer, longer + longer].map {
+                [0] + hello + $0 + ring
+            }
             return answered + [[0, 0b0001_0001, 0], [0, 0b0000_1000, 0]] + asked
         },
         run: { bytes in ControlFuzz.shared.run(copy bytes) })
@@ -120,6 +123,7 @@ private final class ControlFuzz: @unchecked Sendable {
                 if let mapping {
                     // A writer may use all that the descriptor says.
                     mapping.base.storeBytes(of: 1, toByteOffset: FuzzMemory.length - 1, as: UInt8.self)
+                    attachAgain(remote, peer)
                     peer.detach(index: 1, generation: 2)
                 }
             } catch {}
@@ -127,6 +131,15 @@ private final class ControlFuzz: @unchecked Sendable {
             ring.base.storeBytes(of: 1, toByteOffset: ByteRing.byteCount - 1, as: UInt8.self)
             ring.unmap()
         } catch {}
+    }
+
+    /// The same region by a descriptor that says more of it.
+    private func attachAgain(_ remote: RemoteRegion, _ peer: SharedMemoryPeer) {
+        var longer = remote
+        longer.length = 100_000
+        guard let mapping = try? peer.attach(longer).mapping else { return }
+        mapping.base.storeBytes(of: 1, toByteOffset: 99_999, as: UInt8.self)
+        peer.detach(index: 1, generation: 2)
     }
 
     private func serve() {
@@ -157,7 +170,8 @@ private final class ControlFuzz: @unchecked Sendable {
         if what & 8 != 0 { packet.removeLast(packet.count / 2) }
         let files: [Int32] =
             switch what >> 1 & 3 {
-            case 1: [hostilePage.file, wakeFile]
+            // A page has 8 GiB of address space: mapped as a region, and populated, it would be memory.
+            case 1: [request.kind == ControlPacket.Kind.hello ? hostilePage.file : ring.file, wakeFile]
             case 2: [region.file]
             case 3: [ring.file, wakeFile, region.file]
             default: what & 16 == 0 ? [] : [short.file, wakeFile]

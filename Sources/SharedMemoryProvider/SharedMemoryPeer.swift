@@ -122,6 +122,9 @@ final class SharedMemoryPeer: Sendable {
             let name = UInt64(remote.generation) << 32 | UInt64(remote.index)
             if var known = state.mappings[name] {
                 Glibc.close(file)
+                guard known.mapping.byteCount >= 0 else {
+                    throw TransferError(.outOfRange, "region \(remote.index) was shorter when it was mapped")
+                }
                 known.users += 1
                 state.mappings[name] = known
                 return (known.mapping, reply.address)

@@ -105,6 +105,24 @@ import TransferCore
         #expect(error?.code == .outOfRange)
     }
 
+    /// A mapping that is there already is not taken for a longer one.
+    @Test func aRegionThatGrowsIsAnError() throws {
+        let region = try SharedMapping.create(name: "te-test", byteCount: 8192)
+        defer { region.unmap() }
+        let service = try Service { number, reply, files in
+            reply.length = number == 1 ? 8192 : 1 << 20
+            return number == 0 ? [files.page, files.wake] : [region.file]
+        }
+        let peer = try SharedMemoryPeer(connectingTo: service.engine, from: EngineID(rawValue: 9))
+        #expect(try peer.attach(Self.remote).mapping?.byteCount == 8192)
+        var longer = Self.remote
+        longer.length = 1 << 20
+        #expect(throws: TransferError.self) { try peer.attach(longer) }
+        peer.close()
+        #expect(Self.copies(of: region.file) == 1)
+        service.end()
+    }
+
     @Test func filesThatNobodyAskedForAreClosed() throws {
         let region = try SharedMapping.create(name: "te-test", byteCount: 8192)
         defer { region.unmap() }
