@@ -1,5 +1,5 @@
-# make demo | test | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-netns | docs | format: each
-# sets up what it needs, then does its job.
+# make demo | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-netns | docs | format:
+# each sets up what it needs, then does its job.
 SHELL := /bin/bash
 PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
@@ -11,12 +11,12 @@ RIG_PACKAGES_uml := gcc libc6-dev make flex bison bc binutils
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODEL := .models/SmolLM2.gguf
 TE := .build/release/te
-SOURCES := Package.swift Sources Tests IntegrationTests examples/push/Package.swift examples/push/Sources
+SOURCES := Package.swift Sources Tests Fuzz IntegrationTests examples/push/Package.swift examples/push/Sources
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test setup-rdma test-rdma rdma-shell sim mutants bench bench-peers bench-netns docs format \
-  lint clean
+.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants bench bench-peers bench-netns docs \
+  format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -50,12 +50,18 @@ test: setup lint
 	swift build $(OPTIMISED) --build-tests
 	swift test $(OPTIMISED) --skip-build --filter AllocationTests
 	swift build --build-tests --disable-default-traits --scratch-path .build/without-traits
+	$(MAKE) fuzz SECONDS=3
 	dev/docs
 	swift build -c release --product te
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
 	swift run --package-path examples/push push
 	$(MAKE) test-rdma
+
+# Every decoder of foreign bytes under libFuzzer, SECONDS for each: docs/reliability.md.
+SECONDS := 60
+fuzz: setup
+	Fuzz/run -s $(SECONDS) $(TARGETS)
 
 # On soft-RoCE, in a guest: docs/rdma-rig.md. RIG=uml takes user-mode Linux, TESTS=words only the tests that are named so.
 setup-rdma:

@@ -89,7 +89,8 @@ let package = Package(
         .testTarget(
             name: "ProviderConformanceTests",
             dependencies: [
-                "TransferEngine", "SharedMemoryProvider", "SimulatedProvider", "Platform", "CVerbsStandIn",
+                "TransferEngine", "SharedMemoryProvider", "SimulatedProvider", "Platform", "CPlatform",
+                "CVerbsStandIn",
                 libfabric, verbs,
             ],
             swiftSettings: strict),
@@ -106,6 +107,14 @@ let package = Package(
             name: "LibfabricProviderTests",
             dependencies: ["TransferCore", "CPlatform", "CLibfabric", "LibfabricProvider"],
             swiftSettings: strict),
+        .target(name: "CFabricStandIn", dependencies: ["CLibfabric"], path: "Fuzz/StandIn"),
+        .testTarget(
+            name: "FuzzTests",
+            dependencies: [
+                "TransferCore", "SharedMemoryProvider", "Platform", "CPlatform", "CFabricStandIn", libfabric,
+                verbs,
+            ],
+            path: "Fuzz/Targets", swiftSettings: strict),
         .executableTarget(
             name: "verbs-host-cost",
             dependencies: ["TransferCore", "CPlatform", "CVerbsStandIn", "CAllocationCounter", verbs],

@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
@@ -75,6 +76,11 @@ int te_memory_file(const char *name, uint64_t length, int huge) {
         return -error;
     }
     return fd;
+}
+
+int64_t te_file_length(int file) {
+    struct stat status;
+    return fstat(file, &status) ? -errno : status.st_size;
 }
 
 int te_write_new_file(const char *path, const void *bytes, size_t length) {

@@ -38,6 +38,21 @@ struct FabricHandles {
         waitDescriptor = opened.waitDescriptor
     }
 
+    /// Objects that somebody else has opened: a stand-in's.
+    init(
+        info: UnsafeMutablePointer<fi_info>, fabric: UnsafeMutablePointer<fid_fabric>,
+        domain: UnsafeMutablePointer<fid_domain>, completions: UnsafeMutablePointer<fid_cq>,
+        addresses: UnsafeMutablePointer<fid_av>, endpoint: UnsafeMutablePointer<fid_ep>
+    ) {
+        self.info = info
+        self.fabric = fabric
+        self.domain = domain
+        self.completions = completions
+        self.addresses = addresses
+        self.endpoint = endpoint
+        waitDescriptor = -1
+    }
+
     private struct Opened {
         var fabric: UnsafeMutablePointer<fid_fabric>?
         var domain: UnsafeMutablePointer<fid_domain>?

@@ -49,10 +49,14 @@ public import TransferCore
         }
     }
 
-    /// Maps a file that another process made. Closing `file` stays the caller's affair unless `unmap` is called.
+    /// Maps a file that another process made, which must be long enough: touching what is not there would end this
+    /// process. Closing `file` stays the caller's affair unless `unmap` is called.
     public static func map(file: Int32, byteCount: Int, isPopulated: Bool) throws(TransferError)
         -> SharedMapping
     {
+        guard te_file_length(file) >= Int64(byteCount) else {
+            throw TransferError(.outOfRange, "a peer's memory file has less than \(byteCount) bytes")
+        }
         let flags = MAP_SHARED | MAP_NORESERVE | (isPopulated ? MAP_POPULATE : 0)
         guard let base = unsafe mapping(of: file, byteCount: byteCount, flags) else {
             throw TransferError(.limitReached, "mapping \(byteCount) bytes failed: \(errorText(errno))")

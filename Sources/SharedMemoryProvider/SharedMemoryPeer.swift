@@ -33,10 +33,9 @@ final class SharedMemoryPeer: Sendable {
         }
         var hello = ControlPacket(ControlPacket.Kind.hello)
         hello.engine = own.rawValue
-        guard hello.send(to: socket) == 0, let (reply, files) = ControlPacket.receive(from: socket),
-            files.count == 2
-        else {
-            Glibc.close(socket)
+        let answer = hello.send(to: socket) == 0 ? ControlPacket.receive(from: socket) : nil
+        guard let (reply, files) = answer, files.count == 2 else {
+            for file in (answer?.1 ?? []) + [socket] { Glibc.close(file) }
             throw TransferError(
                 .unreachable, "engine \(engine) closed the connection; is it the same version?")
         }
@@ -113,8 +112,9 @@ final class SharedMemoryPeer: Sendable {
             request.generation = remote.generation
             request.secret = remote.secret
             let (reply, files) = try ask(request, &state)
-            guard reply.length >= remote.length else {
-                for file in files { Glibc.close(file) }
+            defer { for file in files.dropFirst() { Glibc.close(file) } }
+            guard reply.length >= remote.length, reply.length <= UInt64(Int.max) else {
+                if let file = files.first { Glibc.close(file) }
                 throw TransferError(
                     .outOfRange, "the descriptor claims more bytes than region \(remote.index) has")
             }
@@ -122,6 +122,9 @@ final class SharedMemoryPeer: Sendable {
             let name = UInt64(remote.generation) << 32 | UInt64(remote.index)
             if var known = state.mappings[name] {
                 Glibc.close(file)
+                guard known.mapping.byteCount >= Int(remote.length) else {
+                    throw TransferError(.outOfRange, "region \(remote.index) was shorter when it was mapped")
+                }
                 known.users += 1
                 state.mappings[name] = known
                 return (known.mapping, reply.address)
@@ -149,6 +152,7 @@ final class SharedMemoryPeer: Sendable {
     func openRing() throws(TransferError) -> SharedMapping {
         try state.withLock { state throws(TransferError) in
             let (_, files) = try ask(ControlPacket(ControlPacket.Kind.ring), &state)
+            defer { for file in files.dropFirst() { Glibc.close(file) } }
             guard let file = files.first else {
                 throw TransferError(.providerFailed, "engine \(engine) sent no ring")
             }

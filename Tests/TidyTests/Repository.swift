@@ -29,7 +29,7 @@ enum Repository {
         let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
             .deletingLastPathComponent()
         var files: [SourceFile] = []
-        for folder in ["Sources", "Tests", "examples"] {
+        for folder in ["Sources", "Tests", "Fuzz", "examples"] {
             let start = root.appendingPathComponent(folder)
             let names = FileManager.default.enumerator(atPath: start.path)
             while let name = names?.nextObject() as? String {

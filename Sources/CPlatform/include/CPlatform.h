@@ -46,6 +46,8 @@ int te_name_thread(const char *name);
 /// A new memory file of `length` bytes, sparse. `huge` asks for huge pages and fails when there are none.
 int te_memory_file(const char *name, uint64_t length, int huge);
 
+/// Bytes of a file.
+int64_t te_file_length(int file);
 /// Writes a new file at `path` that only this user can read; fails when there is one already.
 int te_write_new_file(const char *path, const void *bytes, size_t length);
 
