@@ -54,7 +54,7 @@ extension DomainState {
         let number = Int32(truncatingIfNeeded: target.pointee.peer)
         let peer = peers + target.pointee.peer
         let isCounted = countsWrites && peer.pointee.remoteIndex != .max
-        if countsWrites && !isCounted && !peer.pointee.isGreeted { greet(number) }
+        
         if isCounted && !hasRoomForCounted(to: number, withRecord: !isShare) { return (.again, 0) }
         let index = popWrite()
         guard index >= 0 else { return (.again, 0) }
@@ -403,7 +403,7 @@ extension DomainState {
                 endpoint(reverse: reverse), bytes, length, arenaDescriptor, peer.pointee.address, slot)
         }
         let isOrdered = asks || !isStreaming(peer)
-        let prefersReverse = usesReverse(peer)
+        let prefersReverse = isOrdered ? usesReverse(peer) : true
         var result = send(prefersReverse)
         if result == 0 {
             noteEndpoint(slot, reverse: prefersReverse)
