@@ -2,6 +2,8 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/epoll.h>
+#include <unistd.h>
 
 static struct {
     int (*getinfo)(uint32_t, const char *, const char *, uint64_t, const struct fi_info *, struct fi_info **);
@@ -28,8 +30,11 @@ static int find(void *handle, const char *name, void *slot) {
 static void load(void) {
     // A frame of LibfabricProvider (64 KiB) has to fit into what ofi_rxm sends at once. With its default of 16 KiB
     // each frame is fetched by a read of the receiver's, at a fraction of the speed. Read once, by the first getinfo.
-    setenv("FI_OFI_RXM_BUFFER_SIZE", "67584", 0);
-    // So many buffers it posts for each endpoint. With its default of 4096 an endpoint takes 280 MB, with this 70.
+    setenv("FI_OFI_RXM_EAGER_LIMIT", "67584", 0);
+    // Over tcp data goes past its own buffers. Elsewhere a frame of messages (20 KiB) has to fit into them; there are 1024 for
+    // each endpoint, 26 MB.
+    setenv("FI_OFI_RXM_BUFFER_SIZE", "24576", 0);
+    // So many buffers it posts for each endpoint.
     setenv("FI_OFI_RXM_MSG_RX_SIZE", "128", 0);
     // With its cache of registrations verbs keeps memory open to peers after it was deregistered.
     setenv("FI_MR_CACHE_MAX_COUNT", "0", 0);
@@ -64,6 +69,18 @@ int te_fi_fabric(struct fi_fabric_attr *attributes, struct fid_fabric **fabric) 
 }
 const char *te_fi_strerror(int error) { return library.strerror(error); }
 uint32_t te_fi_version(void) { return library.version(); }
+
+int te_join_descriptors(int first, int second) {
+    if (first < 0 || second < 0) return -1;
+    int joined = epoll_create1(EPOLL_CLOEXEC);
+    if (joined < 0) return -1;
+    struct epoll_event event = {.events = EPOLLIN};
+    if (epoll_ctl(joined, EPOLL_CTL_ADD, first, &event) || epoll_ctl(joined, EPOLL_CTL_ADD, second, &event)) {
+        close(joined);
+        return -1;
+    }
+    return joined;
+}
 
 int te_socket_address_text(const void *address, size_t length, char *text, size_t capacity) {
     struct sockaddr_in v4;

@@ -16,20 +16,9 @@ extension DomainState {
         releaseHeld()
         if unposted >= 0 { postReceives() }
 
-        var events = 0
-        while hasRoom {
-            let wanted = min(Self.entryCount, outputCapacity - outputCount)
-            let count = fi_cq_read(handles.completions, entries, wanted)
-            if count > 0 {
-                for index in 0..<count { handle(entries + index) }
-                events += count
-                if count < wanted || events >= Self.entryCount { break }
-            } else if count == -FI_EAVAIL {
-                handleError()
-                events += 1
-            } else {
-                break
-            }
+        var events = take(from: handles.completions)
+        if let queue = handles.reverseCompletions, reverseInFlight > 0 || polls & Tuning.reversePolls == 0 {
+            events += take(from: queue)
         }
         if firstReport >= 0 { handOutReports() }
         if firstEnded >= 0 { handOutWrites() }
@@ -41,6 +30,26 @@ extension DomainState {
         polls &+= 1
         if polls & 1023 == 0 && framesInFlight + countedInFlight > 0 { watchSilence() }
         return outputCount
+    }
+
+    /// Handles what is in a queue, while there is room; how much it was.
+    @inline(__always) private mutating func take(from queue: UnsafeMutablePointer<fid_cq>) -> Int {
+        var events = 0
+        while hasRoom {
+            let wanted = min(Self.entryCount, outputCapacity - outputCount)
+            let count = fi_cq_read(queue, entries, wanted)
+            if count > 0 {
+                for index in 0..<count { handle(entries + index) }
+                events += count
+                if count < wanted || events >= Self.entryCount { break }
+            } else if count == -FI_EAVAIL {
+                handleError(in: queue)
+                events += 1
+            } else {
+                break
+            }
+        }
+        return events
     }
 
     /// Asks peers that have owed an acknowledgement for long whether they live. A dead one ends in an error,
@@ -76,6 +85,7 @@ extension DomainState {
         }
         let number = slotNumber(entry.pointee.op_context)
         if number < 0 { return }
+        clearEndpoint(slots + Int(number))
         if number < Self.firstFrame {
             finishWrite(number)
         } else if number < Self.firstAck {
@@ -114,17 +124,19 @@ extension DomainState {
         if frame.pointee.isReported { freeSendFrame(number) }
     }
 
-    /// Takes one failed operation from the queue.
-    private mutating func handleError() {
+    /// Takes one failed operation from a queue.
+    private mutating func handleError(in queue: UnsafeMutablePointer<fid_cq>) {
         errorEntry.initialize(to: te_fi_error_entry())
         let entry = UnsafeMutableRawPointer(errorEntry).assumingMemoryBound(to: fi_cq_err_entry.self)
-        guard fi_cq_readerr(handles.completions, entry, 0) > 0 else { return }
+        guard fi_cq_readerr(queue, entry, 0) > 0 else { return }
         let status = FabricError.status(of: entry.pointee.err)
         let detail = entry.pointee.prov_errno != 0 ? entry.pointee.prov_errno : entry.pointee.err
         let number = slotNumber(entry.pointee.op_context)
         if number < 0 { return }
         let slot = slots + Int(number)
         let index = slot.pointee.peer
+        let isReverse = slot.pointee.isReverse
+        clearEndpoint(slot)
         if number < Self.firstFrame {
             writesInFlight -= 1
             peers[Int(index)].writes -= 1
@@ -143,7 +155,11 @@ extension DomainState {
             // A broken connection does not report frames that it had taken already.
             if status == .peerLost { lose(index, status: status, detail: detail) }
         } else if number < Self.firstReceive {
-            if slot.pointee.epoch == peers[Int(index)].epoch { lose(index, status: status, detail: detail) }
+            if isReverse && !peers[Int(index)].usesReverse {
+                closeReverse(to: index)
+            } else if slot.pointee.epoch == peers[Int(index)].epoch {
+                lose(index, status: status, detail: detail)
+            }
             if number < Self.firstAck {
                 finishSend(number - Self.firstFrame)
             } else {
@@ -153,6 +169,16 @@ extension DomainState {
             slot.pointee.next = unposted
             unposted = number
         }
+    }
+
+    /// The second connection broke, with nothing but acknowledgements on it: the first one carries them, until the peer sends
+    /// another large write.
+    private mutating func closeReverse(to index: Int32) {
+        let peer = peers + Int(index)
+        peer.pointee.isStreaming = false
+        peer.pointee.isReverseOpen = false
+        peer.pointee.owesAck = true
+        list(index)
     }
 
     // MARK: Receive buffers

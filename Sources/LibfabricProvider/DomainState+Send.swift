@@ -54,6 +54,7 @@ extension DomainState {
         let number = Int32(truncatingIfNeeded: target.pointee.peer)
         let peer = peers + target.pointee.peer
         let isCounted = countsWrites && peer.pointee.remoteIndex != .max
+        if countsWrites && !isCounted && !peer.pointee.isGreeted { greet(number) }
         if isCounted && !hasRoomForCounted(to: number, withRecord: !isShare) { return (.again, 0) }
         let index = popWrite()
         guard index >= 0 else { return (.again, 0) }
@@ -76,7 +77,7 @@ extension DomainState {
         var flags = writeFlags
         var tag = CountedWrite(rawValue: 0)
         if isCounted {
-            tag = peer.pointee.nextCounted(request.pointee.immediate, eighths: isShare ? eighths : 0)
+            tag = peer.pointee.nextCounted(request, eighths: isShare ? eighths : 0)
             template.pointee.message.data = tag.rawValue
             flags = FI_COMPLETION | FI_REMOTE_CQ_DATA
         } else if isShare && eighths > 0 {
@@ -90,13 +91,15 @@ extension DomainState {
         {
             flags |= FI_MORE
         }
-        let result = fi_writemsg(handles.endpoint, &template.pointee.message, flags)
+        let reverse = usesReverse(peer)
+        let result = fi_writemsg(endpoint(reverse: reverse), &template.pointee.message, flags)
         if result == 0 {
+            noteEndpoint(slot, reverse: reverse)
             posted += 1
             writesInFlight += 1
             peer.pointee.writes += 1
             peer.pointee.refusedSince = 0
-            if isCounted { enqueue(index, request, peer, asks: tag.asks) }
+            if isCounted { enqueue(index, request, number, asks: tag.asks) }
             return (.success, 0)
         }
         pushWrite(index)
@@ -107,6 +110,11 @@ extension DomainState {
             return (.peerLost, ETIMEDOUT)
         }
         return (.again, 0)
+    }
+
+    /// Asks a peer for our place in its table, so that writes to it can be counted: it may never send a frame by itself.
+    private mutating func greet(_ number: Int32) {
+        if sendAck(to: number, flags: FrameHeader.Flag.ask) { peers[Int(number)].isGreeted = true }
     }
 
     /// Makes the write template into a request; address, context, data and flags are the caller's.
@@ -140,9 +148,11 @@ extension DomainState {
     /// Queues a counted write behind those that the peer has not acknowledged. One that is more or less than a share is
     /// counted, and reported, by a record behind it.
     @inline(__always) private mutating func enqueue(
-        _ index: Int32, _ request: UnsafePointer<WorkRequest>, _ peer: UnsafeMutablePointer<Peer>, asks: Bool
+        _ index: Int32, _ request: UnsafePointer<WorkRequest>, _ number: Int32, asks: Bool
     ) {
         let slot = slots + Int(index)
+        let peer = peers + Int(number)
+        list(number)
         slot.pointee.isPosted = true
         slot.pointee.isReported = false
         slot.pointee.next = -1
@@ -155,6 +165,7 @@ extension DomainState {
         peer.pointee.lastCounted = index
         countedInFlight += 1
         peer.pointee.countedWrites &+= 1
+        peer.pointee.countedAt = polls
         peer.pointee.bytesSinceAsked += request.pointee.length
         if asks {
             peer.pointee.countedAsked = peer.pointee.countedWrites
@@ -281,13 +292,15 @@ extension DomainState {
         let slot = slots + Int(Self.firstFrame + number)
         slot.pointee.peer = index
         slot.pointee.epoch = peer.pointee.epoch
+        let reverse = usesReverse(peer)
         let result = fi_send(
-            handles.endpoint, frame.pointee.bytes, frame.pointee.used, arenaDescriptor, peer.pointee.address,
-            slot)
+            endpoint(reverse: reverse), frame.pointee.bytes, frame.pointee.used, arenaDescriptor,
+            peer.pointee.address, slot)
         guard result == 0 else {
             refuse(index, Int32(truncatingIfNeeded: -result))
             return false
         }
+        noteEndpoint(slot, reverse: reverse)
         peer.pointee.refusedSince = 0
         peer.pointee.isLost = false
         noteTold(peer)
@@ -355,8 +368,8 @@ extension DomainState {
         let slot = slots + Int(Self.firstAck + number)
         slot.pointee.peer = index
         slot.pointee.epoch = peer.pointee.epoch
-        let result = fi_send(
-            handles.endpoint, bytes, length, arenaDescriptor, peer.pointee.address, slot)
+        let asks = extra & (FrameHeader.Flag.ping | FrameHeader.Flag.ask) != 0
+        let result = transmitAck(slot, bytes, length, asks: asks)
         guard result == 0 else {
             if isFresh { closeAck(of: index) }
             if isReport { peer.pointee.failuresSent &-= 1 }
@@ -370,6 +383,36 @@ extension DomainState {
         peer.pointee.owesAck = false
         if flags & FrameHeader.Flag.gap != 0 { peer.pointee.owesGap = false }
         return true
+    }
+
+    /// Asks a peer to acknowledge the writes so far: no more follow at once, of which one could ask.
+    mutating func ask(_ number: Int32) {
+        guard sendAck(to: number, flags: FrameHeader.Flag.ask) else { return }
+        peers[Int(number)].countedAsked = peers[Int(number)].countedWrites
+        peers[Int(number)].bytesSinceAsked = 0
+    }
+
+    /// Gives libfabric an acknowledgement. It may overtake anything; a question stays behind the writes it is about.
+    private mutating func transmitAck(
+        _ slot: UnsafeMutablePointer<OperationSlot>, _ bytes: UnsafeMutableRawPointer, _ length: Int,
+        asks: Bool
+    ) -> Int {
+        let peer = peers + Int(slot.pointee.peer)
+        func send(_ reverse: Bool) -> Int {
+            fi_send(
+                endpoint(reverse: reverse), bytes, length, arenaDescriptor, peer.pointee.address, slot)
+        }
+        let isOrdered = asks || !isStreaming(peer)
+        let prefersReverse = isOrdered ? usesReverse(peer) : true
+        var result = send(prefersReverse)
+        if result == 0 {
+            noteEndpoint(slot, reverse: prefersReverse)
+            if prefersReverse { peer.pointee.isReverseOpen = true }
+        } else if prefersReverse && !isOrdered {
+            // Until there is a second connection, and while it is full, the first must do.
+            result = send(false)
+        }
+        return result
     }
 
     /// The header of what was just sent has told the peer what has come from it.

@@ -23,6 +23,10 @@ extension DomainState {
         if isAck { noteFailures(header, bytes, from: index) }
         noteAck(header, from: index)
         if header.flags & FrameHeader.Flag.ping != 0 { answerPing(header, from: index) }
+        if header.flags & FrameHeader.Flag.ask != 0 {
+            peer.pointee.owesAck = true
+            list(index)
+        }
         if isAck { return recycle(number) }
 
         if Int32(bitPattern: header.epoch &- peer.pointee.inEpoch) > 0 {
@@ -64,6 +68,8 @@ extension DomainState {
             return false
         }
         peer.pointee.countedArrivals &+= 1
+        peer.pointee.isStreaming = handles.reverse != nil
+        peer.pointee.streamedAt = polls
         if write.asks { peer.pointee.owesAck = true }
         return true
     }
@@ -204,6 +210,7 @@ extension DomainState {
         if writes > 0 && writes <= peer.pointee.countedWrites &- peer.pointee.countedAcked {
             endWrites(of: peer, Int(writes), .success, 0)
             peer.pointee.countedAcked = header.writesAck
+            if peer.pointee.isUnasked { list(index) }
             peer.pointee.waitsSince = 0
             peer.pointee.refusedSince = 0
         }

@@ -80,6 +80,8 @@ struct DomainState {
     var writesInFlight = 0
     var framesInFlight = 0
     var countedInFlight = 0
+    /// What the reverse endpoint has not completed.
+    var reverseInFlight = 0
     var polls: UInt32 = 0
     /// Polls in a row that found nothing.
     var calm: UInt32 = 0
@@ -145,10 +147,12 @@ struct DomainState {
             {
                 _ = sendAck(to: index, flags: 0)
             }
+            let isUnasked = peer.pointee.isUnasked
+            if isUnasked, force || polls &- peer.pointee.countedAt >= Tuning.askPolls { ask(index) }
             let isDone =
                 peer.pointee.open < 0 && peer.pointee.processed == peer.pointee.acknowledged
                 && peer.pointee.failureAck < 0 && !peer.pointee.owesAck && !peer.pointee.owesGap
-                && peer.pointee.countedTold == peer.pointee.countedArrivals
+                && peer.pointee.countedTold == peer.pointee.countedArrivals && !isUnasked
             if isDone {
                 peer.pointee.isListed = false
             } else {
@@ -215,6 +219,9 @@ struct DomainState {
         }
         endWrites(of: peer, .max, status, detail)
         peer.pointee.isLost = true
+        peer.pointee.isStreaming = false
+        peer.pointee.isReverseOpen = false
+        peer.pointee.usesReverse = false
         peer.pointee.epoch &+= 1
         peer.pointee.nextSequence = 0
         peer.pointee.countedWrites = 0
@@ -223,11 +230,50 @@ struct DomainState {
         peer.pointee.bytesSinceAsked = 0
         peer.pointee.inFlight = 0
         peer.pointee.remoteIndex = .max
+        peer.pointee.isGreeted = false
         peer.pointee.refusedSince = 0
         peer.pointee.waitsSince = 0
         peer.pointee.ackSeen = 0
         peer.pointee.failuresExpected = 0
         peer.pointee.failuresSeen = 0
+    }
+
+    /// Whether the next frame or write to a peer leaves from the reverse endpoint.
+    ///
+    /// They change over when nothing is on its way to the peer: what arrives at two connections is in no order.
+    @inline(__always) mutating func usesReverse(_ peer: UnsafeMutablePointer<Peer>) -> Bool {
+        let wanted = isStreaming(peer) && peer.pointee.isReverseOpen
+        if wanted != peer.pointee.usesReverse, peer.pointee.inFlight == 0, peer.pointee.writes == 0,
+            peer.pointee.firstCounted < 0
+        {
+            peer.pointee.usesReverse = wanted
+        }
+        return peer.pointee.usesReverse
+    }
+
+    /// Whether large writes have come from a peer lately, so that nothing should travel against them.
+    @inline(__always) func isStreaming(_ peer: UnsafeMutablePointer<Peer>) -> Bool {
+        if peer.pointee.isStreaming, polls &- peer.pointee.streamedAt > Tuning.streamPolls {
+            peer.pointee.isStreaming = false
+        }
+        return peer.pointee.isStreaming
+    }
+
+    /// The endpoint that something leaves from.
+    @inline(__always) func endpoint(reverse: Bool) -> UnsafeMutablePointer<fid_ep> {
+        reverse ? handles.reverse ?? handles.endpoint : handles.endpoint
+    }
+
+    /// Notes that libfabric has taken an operation.
+    @inline(__always) mutating func noteEndpoint(_ slot: UnsafeMutablePointer<OperationSlot>, reverse: Bool) {
+        slot.pointee.isReverse = reverse
+        if reverse { reverseInFlight += 1 }
+    }
+
+    /// Notes that libfabric is done with one.
+    @inline(__always) mutating func clearEndpoint(_ slot: UnsafeMutablePointer<OperationSlot>) {
+        if slot.pointee.isReverse { reverseInFlight -= 1 }
+        slot.pointee.isReverse = false
     }
 
     /// Whether the transport has refused work for this peer for so long that it counts as lost.

@@ -20,6 +20,8 @@ struct FrameHeader: BitwiseCopyable {
         static let ping: UInt16 = 4
         /// A frame of the receiver's is missing: what it has on its way is lost.
         static let gap: UInt16 = 8
+        /// The receiver is asked to acknowledge writes at once.
+        static let ask: UInt16 = 16
     }
 
     var magic = FrameHeader.magic

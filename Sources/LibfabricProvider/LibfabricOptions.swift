@@ -44,6 +44,8 @@ public struct LibfabricOptions: Hashable, Sendable {
         framing == .automatic
             && (provider.hasPrefix("tcp") || provider == "net" || provider.hasPrefix("net;"))
     }
+    /// Whether what goes back to a peer that sends large writes takes a connection of its own.
+    var hasReverse: Bool { frames }
 }
 
 /// Sizes that were chosen by measurement; the design document has the numbers.
@@ -62,10 +64,17 @@ public enum Tuning {
     static let aggregation: UInt32 = 2
     /// Bytes of large writes to one peer after which the next acknowledgement is asked for.
     static let askBytes = 1 << 20
+    /// Polls after the last large write to a peer, after which the sender asks in a message of its own.
+    static let askPolls: UInt32 = 2
     /// Large writes that may be on their way to one peer without an acknowledgement.
     static let countedWrites = CountedWrite.sequences
     /// Polls in a row that find nothing, after which a receiver acknowledges writes without being asked.
-    static let calmPolls: UInt32 = 32
+    static let calmPolls: UInt32 = 1024
+    /// One poll of so many, less one, looks at the reverse endpoint although nothing is on its way there.
+    static let reversePolls: UInt32 = 63
+    /// Polls without a large write from a peer, after which its first connection serves both directions again: small messages
+    /// there and back are a third faster on one.
+    static let streamPolls: UInt32 = 4096
     /// Frames of one domain, for all its peers.
     static let sendFrames = 64
     /// Buffers for acknowledgements on their way.

@@ -19,6 +19,8 @@ struct OperationSlot {
     var peer: Int32
     /// Whether the receiver's acknowledgement ends the write, not libfabric's completion.
     var isCounted = false
+    /// Whether it was given to the reverse endpoint.
+    var isReverse = false
     /// Whether a record in a frame reports a counted write.
     var hasRecord = false
     /// Whether libfabric still has a counted write, and whether it has ended and has been reported.
@@ -150,12 +152,20 @@ struct Peer {
     var addressLength = 0
     var imports = 0
     var isLost = false
+    /// Whether large writes come from it, and at which poll the last one did; whether the reverse endpoint is connected to
+    /// it; and whether frames and writes leave from there, too.
+    var isStreaming = false
+    var streamedAt: UInt32 = 0
+    var isReverseOpen = false
+    var usesReverse = false
 
     // What is sent to it.
     var epoch: UInt32 = 0
     var nextSequence: UInt32 = 0
     var inFlight: UInt32 = 0
     var remoteIndex: UInt32 = .max
+    /// Whether it has been asked for `remoteIndex`.
+    var isGreeted = false
     var open: Int32 = -1
     var firstInFlight: Int32 = -1
     var lastInFlight: Int32 = -1
@@ -165,8 +175,9 @@ struct Peer {
     var countedWrites: UInt32 = 0
     var countedAcked: UInt32 = 0
     var countedAsked: UInt32 = 0
-    /// Bytes of counted writes since that one.
+    /// Bytes of counted writes since that one, and the poll before which the last was posted.
     var bytesSinceAsked = 0
+    var countedAt: UInt32 = 0
     /// The counted writes that are not acknowledged, in order.
     var firstCounted: Int32 = -1
     var lastCounted: Int32 = -1
@@ -202,11 +213,17 @@ struct Peer {
     /// Whether it is in the list of peers that need a look.
     var isListed = false
 
-    /// What rides with the next counted write. The first of several asks to be acknowledged, and one after so many bytes.
-    @inline(__always) func nextCounted(_ immediate: UInt32, eighths: UInt32) -> CountedWrite {
-        let isAnswered = Int32(bitPattern: countedAcked &- countedAsked) >= 0
-        return CountedWrite(
-            immediate, eighths: eighths, place: remoteIndex, epoch: epoch, sequence: countedWrites,
-            asks: isAnswered || bytesSinceAsked >= Tuning.askBytes)
+    /// What rides with the next counted write. One that is alone asks to be acknowledged, and one after so many bytes.
+    @inline(__always) func nextCounted(_ request: UnsafePointer<WorkRequest>, eighths: UInt32) -> CountedWrite
+    {
+        CountedWrite(
+            request.pointee.immediate, eighths: eighths, place: remoteIndex, epoch: epoch,
+            sequence: countedWrites,
+            asks: firstCounted < 0 || bytesSinceAsked + request.pointee.length >= Tuning.askBytes)
+    }
+
+    /// Whether counted writes wait and none of them has asked to be acknowledged.
+    @inline(__always) var isUnasked: Bool {
+        firstCounted >= 0 && Int32(bitPattern: countedAcked &- countedAsked) >= 0
     }
 }

@@ -91,6 +91,16 @@ final class Pair {
     let a: Side
     let b: Side
     let target: UnsafeMutablePointer<ImportedKey>
+    /// A's region, for what B sends back.
+    lazy var back: UnsafePointer<ImportedKey> = {
+        do {
+            let key = UnsafeMutablePointer<ImportedKey>.allocate(capacity: 1)
+            key.initialize(to: try b.domain.importRegion(a.descriptor, nic: 0))
+            return UnsafePointer(key)
+        } catch {
+            fatalError("\(error)")
+        }
+    }()
 
     init(_ options: LibfabricOptions) throws {
         a = try Side(11, options)

@@ -50,6 +50,9 @@ struct te_fi_error_entry {
     char slack[128];
 };
 
+/// A descriptor that is readable when one of two is, or -1 when one of them is -1; the caller closes it.
+int te_join_descriptors(int first, int second);
+
 /// The numeric form of an IPv4 or IPv6 socket address; 0, or -1 when it is something else.
 int te_socket_address_text(const void *address, size_t length, char *text, size_t capacity);
 #endif
