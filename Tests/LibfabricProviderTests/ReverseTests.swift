@@ -104,6 +104,31 @@ struct ReverseTests {
         #expect(pair.run { pair.a.page.eighths(of: 2) == Int64(odd * 24 + (number - odd) * 8) })
     }
 
+    /// While anything is on its way, what follows it takes the same connection, although another one is wanted.
+    @Test(arguments: kinds) func nothingChangesOverWhileDataIsOnItsWay(_ options: LibfabricOptions) throws {
+        let pair = try Pair(options)
+        try pair.stream()
+        let peer = pair.b.domain.state.pointee.peers + pair.back.pointee.peer
+        func leavesFromReverse() -> Bool { pair.b.domain.state.pointee.usesReverse(peer) }
+        pair.answer(5, length: 64, eighths: 8)
+        #expect(pair.run { pair.b.ended[5] == 1 })
+        try #require(peer.pointee.usesReverse)
+        for (context, length) in [(6 as UInt64, 100_000), (7, 64)] {
+            peer.pointee.isStreaming = true
+            peer.pointee.streamedAt = pair.b.domain.state.pointee.polls
+            pair.answer(context, length: length, eighths: 8)
+            try #require(peer.pointee.usesReverse)
+            pair.b.poll()
+            peer.pointee.isStreaming = false
+            #expect(leavesFromReverse(), "\(length) bytes are on their way")
+            #expect(pair.run { pair.b.ended[context] == 1 })
+            #expect(!leavesFromReverse())
+            peer.pointee.isStreaming = true
+            peer.pointee.streamedAt = pair.b.domain.state.pointee.polls
+            #expect(leavesFromReverse())
+        }
+    }
+
     /// When the second connection breaks with nothing but acknowledgements on it, the writes go on.
     @Test(arguments: kinds) func acknowledgementsSurviveTheirConnection(_ options: LibfabricOptions) throws {
         let pair = try Pair(options)
