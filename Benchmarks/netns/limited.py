@@ -24,6 +24,7 @@ MTU = 9000
 SHAPING = ["burst", "128kb", "limit", "4mb"]
 WRITE_BYTES = 64 << 20
 PAGE_BYTES = 64 << 10
+PAGES_REQUIRED = 0.90
 
 
 @dataclasses.dataclass
@@ -32,6 +33,7 @@ class Case:
     name: str
     local: list[int]
     remote: list[int]
+    # The share that a write has to reach; pages, one list after the other, PAGES_REQUIRED.
     required: float
 
     @property
@@ -219,13 +221,14 @@ def measure(case, options):
                 figures[test].append(rate)
     for test, size in (("write", WRITE_BYTES), ("paged", PAGE_BYTES)):
         share = statistics.median(figures[test]) / available
+        required = case.required if test == "write" else PAGES_REQUIRED
         yield {
             "nics": case.name, "test": test, "size": size, "gbit_available": available * 8 / 1e9,
             "gbit_payload": statistics.median(figures[test]) * 8 / 1e9, "share": share,
             "gbit_sockets": statistics.median(plain) * 8 / 1e9,
             "share_of_sockets": statistics.median(ours / theirs for ours, theirs in zip(figures[test], plain)),
-            "carried": "/".join(f"{part:.0%}" for part in shares[test]), "required": case.required,
-            "check": "ok" if share >= case.required else "below",
+            "carried": "/".join(f"{part:.0%}" for part in shares[test]), "required": required,
+            "check": "ok" if share >= required else "below",
         }
 
 

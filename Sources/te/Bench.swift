@@ -41,6 +41,12 @@ struct PointToPoint: ParsableCommand {
     var regionMiB = 256
     @Option(help: "events that this side's flight recorder keeps; 0 shows what it costs")
     var traceEvents = 8192
+    @Flag(
+        help: """
+            the NIC is software and needs the processors, too: no side is pinned to one, and the target sleeps while nothing \
+            arrives
+            """)
+    var softNic = false
     @Flag(help: "one JSON object per line")
     var json = false
 

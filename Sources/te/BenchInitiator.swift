@@ -10,7 +10,8 @@ final class BenchInitiator {
     private let side: BenchSide
     private let child: ChildProcess
     private let regionBytes: Int
-    private let processors: [Int]
+    /// Those that the sides are pinned to, if they are.
+    private let pins: [Int]
     /// Noted before anything is pinned.
     private static let pair = pairOfProcessors()
     private var sent: UInt64 = 0
@@ -20,13 +21,14 @@ final class BenchInitiator {
     init(_ options: PointToPoint, progress: String = "manual") throws {
         self.options = options
         regionBytes = options.regionMiB << 20
-        processors = Self.pair
-        _ = te_pin_self(Int32(processors[0]))
+        pins = options.softNic ? [] : Self.pair
+        if let own = pins.first { _ = te_pin_self(Int32(own)) }
         showProgress("starting")
         (child, side) = try startPair(
             provider: options.provider, nicCount: options.nicCount, nics: options.nics,
             targetNICs: options.targetNics, targetCommand: options.targetCommand, progress: progress,
-            processors: processors, regionBytes: regionBytes, callerMemory: options.callerMemory,
+            targetProgress: options.softNic ? "adaptive" : progress, processors: pins,
+            regionBytes: regionBytes, callerMemory: options.callerMemory,
             traceEvents: options.traceEvents)
     }
 
@@ -145,7 +147,7 @@ final class BenchInitiator {
         for _ in 0..<options.repeats {
             // Busy engines leave no core for the flag: hold their time against the limit of the manual row.
             if options.against == .limits, progress == "manual" {
-                limits.append(BenchLimits.flag(processor: processors[1], seconds: options.seconds))
+                limits.append(BenchLimits.flag(processor: Self.pair[1], seconds: options.seconds))
             }
             try child.send("pong")
             ours.append(progress == "busy" ? try pingFromCallbacks() : try pingByHand())
@@ -174,11 +176,11 @@ final class BenchInitiator {
         let end = monotonicSeconds() + options.seconds
         while monotonicSeconds() < end || samples.count <= Pinger.fewestBatches {
             let start = te_monotonic_nanoseconds()
-            for _ in 0..<20 {
+            for _ in 0..<side.pingBatch {
                 try side.ping()
                 while !side.engine.consume(BenchSide.pingImmediate, count: 1) { side.engine.progress() }
             }
-            samples.append(Double(te_monotonic_nanoseconds() - start) / 40_000)
+            samples.append(Double(te_monotonic_nanoseconds() - start) / Double(2000 * side.pingBatch))
         }
         return median(Array(samples.dropFirst()))
     }
@@ -290,7 +292,7 @@ final class BenchInitiator {
             } else {
                 name = "TCP socket"
                 socket = try BenchSocket(
-                    processor: owner.processors[1], buffer: target.base, bufferBytes: owner.regionBytes
+                    processor: BenchInitiator.pair[1], buffer: target.base, bufferBytes: owner.regionBytes
                 )
             }
         }

@@ -4,19 +4,21 @@ internal import TransferEngine
 /// Starts the other side's process, makes this side, and attaches the two to each other.
 func startPair(
     provider: String, nicCount: Int, nics: String, targetNICs: String = "", targetCommand: String = "",
-    progress: String, processors: [Int], regionBytes: Int, callerMemory: Bool, traceEvents: Int = 8192
+    progress: String, targetProgress: String? = nil, processors: [Int], regionBytes: Int, callerMemory: Bool,
+    traceEvents: Int = 8192
 ) throws -> (ChildProcess, BenchSide) {
     let board = try BenchBoard()
     let child = try ChildProcess(
         [
             "bench-target", "--provider", provider, "--nic-count", String(nicCount),
-            "--nics", targetNICs.isEmpty ? nics : targetNICs, "--progress", progress,
-            "--processor", String(processors[1]), "--region-bytes", String(regionBytes),
-        ] + (callerMemory ? ["--caller-memory"] : []),
+            "--nics", targetNICs.isEmpty ? nics : targetNICs, "--progress", targetProgress ?? progress,
+            "--region-bytes", String(regionBytes),
+        ] + processors.dropFirst().flatMap { ["--processor", String($0)] }
+            + (callerMemory ? ["--caller-memory"] : []),
         prefix: targetCommand.split(separator: " ").map(String.init), inheriting: board.file)
     let side = try BenchSide(
         name: "initiator", board: board, provider: provider, nicCount: nicCount, nics: nics,
-        progress: progress, processor: processors[0], regionBytes: regionBytes, callerMemory: callerMemory,
+        progress: progress, processor: processors.first, regionBytes: regionBytes, callerMemory: callerMemory,
         traceEvents: traceEvents)
     try side.meet(try child.receive())
     try child.send(side.introduction)

@@ -37,9 +37,9 @@ final class Pinger: @unchecked Sendable {
                 return
             }
             rounds += 1
-            if rounds % 20 == 0 {
+            if rounds % side.pingBatch == 0 {
                 let now = te_monotonic_nanoseconds()
-                samples.append(Double(now - began) / 40_000)
+                samples.append(Double(now - began) / Double(2000 * side.pingBatch))
                 began = now
                 if now > end, samples.count > Self.fewestBatches {
                     hasEnded.store(true, ordering: .releasing)  // pairs with the load in pingFromCallbacks
