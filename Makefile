@@ -1,5 +1,5 @@
-# make demo | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-netns | docs | format:
-# each sets up what it needs, then does its job.
+# make demo | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-netns | bench-rdma | docs |
+# format: each sets up what it needs, then does its job.
 SHELL := /bin/bash
 PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
@@ -15,7 +15,7 @@ SOURCES := Package.swift Sources Tests Fuzz IntegrationTests examples/push/Packa
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants bench bench-peers bench-netns docs \
+.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants bench bench-peers bench-netns bench-rdma docs \
   format lint clean
 
 setup:
@@ -103,6 +103,10 @@ bench-peers: $(TE)
 bench-netns: PACKAGES += iproute2 python3
 bench-netns: $(TE)
 	$(SUDO) python3 Benchmarks/netns/limited.py $(ARGS)
+
+# Verbs beside perftest, on soft-RoCE in a guest.
+bench-rdma: setup-rdma $(TE)
+	RIG=$(RIG) IntegrationTests/rdma-vm/run -t 900 -- python3 Benchmarks/rdma/perftest.py --soft-nic $(ARGS)
 
 docs:
 	swift build
