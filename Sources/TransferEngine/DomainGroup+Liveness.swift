@@ -14,7 +14,9 @@ extension DomainGroup {
     }
 
     /// Sends a control message; one that is pushed back waits for the next look.
-    func post(_ message: ControlMessage, over link: Link) { post(message.encoded, over: link) }
+    func post(_ message: ControlMessage, over link: Link) {
+        post(sealed(message.encoded, to: link.peer.engine), over: link)
+    }
 
     private func post(_ message: [UInt8], over link: Link) {
         let result = unsafe message.withUnsafeBytes { bytes in
@@ -49,13 +51,19 @@ extension DomainGroup {
     /// A two-sided message: the caller's, or one of ours.
     func receive(_ bytes: UnsafeRawBufferPointer, from sender: EngineID, _ domain: Int) {
         let message = unsafe bytes.bindMemory(to: UInt8.self)
-        guard let kind = ControlMessage.kind(of: unsafe message.span) else { return }
-        if let peer = links.peers[sender] { hasBeenHeard(peer) }
-        if kind == .payload {
-            let payload = unsafe UnsafeRawBufferPointer(rebasing: bytes[ControlMessage.headerBytes...])
+        do throws(TransferError) {
+            let length = try check(unsafe message.span, from: sender)
+            let kind = ControlMessage.kind(of: unsafe message.span)
+            let control =
+                kind == .payload
+                ? nil : try ControlMessage(decoding: unsafe message.span.extracting(first: length))
+            if let peer = links.peers[sender] { hasBeenHeard(peer) }
+            if let control { return answer(control, from: sender) }
+            let payload = unsafe UnsafeRawBufferPointer(
+                rebasing: bytes[ControlMessage.headerBytes..<length])
             unsafe messages.deliver(payload, from: sender)
-        } else if let control = try? ControlMessage(decoding: unsafe message.span) {
-            answer(control, from: sender)
+        } catch {
+            refused.withLock { $0.note(error) }
         }
     }
 

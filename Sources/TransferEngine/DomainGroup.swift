@@ -45,6 +45,10 @@ final class DomainGroup {
     let messages = MessageInbox()
     let links = Links()
     let liveness: Liveness
+    /// Nil without a cluster key.
+    let authenticator: Authenticator?
+    /// Messages that were not taken. Callable from anywhere.
+    let refused = Mutex(RefusedMessages())
     /// Our own address, for peers that do not know it; set once the landing region is registered.
     var ownAddress: [UInt8] = []
 
@@ -64,6 +68,8 @@ final class DomainGroup {
         var waitCount = 0
         /// Links that are down. While it is 0 nothing about links costs anything.
         var downLinks = 0
+        /// Attachments whose descriptors expire, and when by `clock`.
+        var expiring: [(attachment: UInt32, generation: UInt32, at: UInt64)] = []
         /// When to look at links and peers again.
         var nextTend: UInt64 = 0
         var sequence: UInt32 = 0
@@ -85,9 +91,10 @@ final class DomainGroup {
 
     init(
         domains: [any FabricDomain], page: TargetPage, clock: any TransferClock, planner: StripePlanner,
-        name: String, liveness: Liveness, recorder: consuming FlightRecorder
+        name: String, liveness: Liveness, authenticator: Authenticator?, recorder: consuming FlightRecorder
     ) {
         self.liveness = liveness
+        self.authenticator = authenticator
         self.page = page
         self.clock = clock
         self.planner = planner

@@ -10,6 +10,9 @@ final class ScriptedDomain: FabricDomain {
     var completions: [Completion] = []
     /// Requests that `post` was given and took.
     private(set) var taken = 0
+    /// Messages that `send` was given.
+    var sent: [[UInt8]] = []
+    private var lent: [UnsafeMutableRawBufferPointer] = []
     /// The regions registered at this moment.
     private(set) var registered: Set<UInt32> = []
     private let name: String
@@ -51,8 +54,17 @@ final class ScriptedDomain: FabricDomain {
     func send(_ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64)
         -> PostResult
     {
-        PostResult(accepted: 1, isComplete: true, status: .success)
+        sent.append(Array(payload))
+        return PostResult(accepted: 1, isComplete: true, status: .success)
     }
+    /// Lets the next poll return a message.
+    func deliver(_ message: [UInt8], from sender: EngineID) {
+        let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: message.count, alignment: 8)
+        copy.copyBytes(from: message)
+        lent.append(copy)
+        completions.append(Completion(message: UnsafeRawBufferPointer(copy), from: sender.rawValue))
+    }
+    deinit { for message in lent { message.deallocate() } }
     func poll(_ output: UnsafeMutableBufferPointer<Completion>) -> Int {
         let count = min(output.count, completions.count)
         for index in 0..<count { output[index] = completions[index] }
