@@ -61,6 +61,8 @@ public struct Configuration: Sendable {
     /// With it the engine signs its descriptors and messages, and takes none that are not signed with the same key: all engines
     /// of a cluster have it or none. Costs some microseconds for each message and nothing on writes.
     public var clusterKey: ClusterKey?
+    /// Remote regions that may be attached, at most `Limits.attachments`: fewer for engines that live for an instant.
+    package var attachmentLimit = Limits.attachments
 
     public init(
         name: String = "engine", nics: [NIC] = [.sharedMemory], progress: Progress = .adaptive,

@@ -19,8 +19,8 @@ final class DomainGroup {
     let countsManyBytes: Table<UInt64>
     let domainNames: [String]
     let regions = Table(repeating: RegionEntry(), count: Limits.regions)
-    let attachments = Table(count: Limits.attachments) { _ in Attachment() }
-    let freeAttachments = IndexStack(capacity: Limits.attachments)
+    let attachments: Table<Attachment>
+    let freeAttachments: IndexStack
     let slots = Table(count: Limits.transfers) { _ in TransferSlot() }
     /// For each slot, whether its transfer has ended (`SlotStatus`). Callable from anywhere.
     let statuses = Table(count: Limits.transfers) { _ in Atomic<UInt64>(1 << 32) }
@@ -66,6 +66,8 @@ final class DomainGroup {
         /// Of the newest attachment.
         var generation: UInt32 = 0
         var waitCount = 0
+        /// Peers that are attached only because they asked something.
+        var metPeers = 0
         /// Links that are down. While it is 0 nothing about links costs anything.
         var downLinks = 0
         /// Attachments whose descriptors expire, and when by `clock`.
@@ -91,8 +93,11 @@ final class DomainGroup {
 
     init(
         domains: [any FabricDomain], page: TargetPage, clock: any TransferClock, planner: StripePlanner,
-        name: String, liveness: Liveness, authenticator: Authenticator?, recorder: consuming FlightRecorder
+        name: String, liveness: Liveness, attachments attachmentLimit: Int, authenticator: Authenticator?,
+        recorder: consuming FlightRecorder
     ) {
+        attachments = Table(count: attachmentLimit) { _ in Attachment() }
+        freeAttachments = IndexStack(capacity: attachmentLimit)
         self.liveness = liveness
         self.authenticator = authenticator
         self.page = page

@@ -241,7 +241,7 @@ extension TransferEngine {
             return control.regions
         }
         for known in regions.values { try? remove(known, from: group, keepingMemory: false) }
-        for index in 0..<UInt32(Limits.attachments) where group.attachments[index].generation != 0 {
+        for index in 0..<UInt32(group.attachments.count) where group.attachments[index].generation != 0 {
             group.detach(index)
         }
     }

@@ -55,6 +55,10 @@ extension TransferEngine {
         return peer
     }
 
+    /// Ends a connection that `connect` made. Transfers to the peer must have ended; whoever else was given the same
+    /// `Peer` has it no longer.
+    public func disconnect(_ peer: Peer) throws(TransferError) { try detach(peer.landing) }
+
     /// Ends an attachment. Transfers to it must have ended.
     public func detach(_ remote: RemoteMemory) throws(TransferError) {
         control.withLock { control in

@@ -120,6 +120,7 @@ public final class TransferEngine: @unchecked Sendable {
             domains: domains, page: page, clock: clock,
             planner: StripePlanner(stripeBytes: max(configuration.stripeBytes, StripePlanner.granule)),
             name: configuration.name, liveness: configuration.liveness,
+            attachments: configuration.attachmentLimit,
             authenticator: configuration.clusterKey.map { Authenticator(key: $0, engine: id) },
             recorder: FlightRecorder(
                 capacity: configuration.traceEvents, clock: clock, directory: configuration.traceDirectory))

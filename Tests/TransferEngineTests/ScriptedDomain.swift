@@ -6,6 +6,8 @@ final class ScriptedDomain: FabricDomain {
     var onPost: (UnsafeBufferPointer<WorkRequest>) -> PostResult = {
         PostResult(accepted: $0.count, isComplete: false, status: .success)
     }
+    /// Answers `send`; takes every message, and is done with it, by default.
+    var onSend: () -> PostResult = { PostResult(accepted: 1, isComplete: true, status: .success) }
     /// What the next polls return.
     var completions: [Completion] = []
     /// Requests that `post` was given and took.
@@ -55,7 +57,7 @@ final class ScriptedDomain: FabricDomain {
         -> PostResult
     {
         sent.append(Array(payload))
-        return PostResult(accepted: 1, isComplete: true, status: .success)
+        return onSend()
     }
     /// Lets the next poll return a message.
     func deliver(_ message: [UInt8], from sender: EngineID) {
