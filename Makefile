@@ -15,8 +15,8 @@ SOURCES := Package.swift Sources Tests Fuzz IntegrationTests examples/push/Packa
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants bench bench-peers bench-netns bench-rdma docs \
-  format lint clean
+.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos bench bench-peers bench-netns bench-rdma \
+  docs format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -83,6 +83,13 @@ sim: $(TE)
 mutants: PACKAGES += rsync python3
 mutants: setup
 	dev/mutants $(ARGS)
+
+# Eight processes that are killed, stopped and cut off while they write to each other: SECONDS=60.
+chaos: PACKAGES += python3 iproute2 util-linux
+chaos: SECONDS ?= 60
+chaos: setup
+	swift build -c release --product te-peer
+	IntegrationTests/chaos/run .build/release/te-peer --seconds $(SECONDS) $(ARGS)
 
 # Beside the machine's limits; and instructions for each work request, counted by valgrind.
 bench: PACKAGES += valgrind

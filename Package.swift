@@ -32,10 +32,12 @@ let package = Package(
     traits: [
         .trait(name: "Libfabric", description: "TCP, EFA and verbs through libfabric (loaded at run time)"),
         .trait(name: "Verbs", description: "RDMA NICs through libibverbs (loaded at run time)"),
-        .default(enabledTraits: ["Libfabric", "Verbs"]),
+        .trait(name: "Authentication", description: "Signed descriptors and messages, with swift-crypto"),
+        .default(enabledTraits: ["Libfabric", "Verbs", "Authentication"]),
     ],
     dependencies: [
-        .package(url: "https://github.com/apple/swift-argument-parser.git", from: "1.5.0")
+        .package(url: "https://github.com/apple/swift-argument-parser.git", from: "1.5.0"),
+        .package(url: "https://github.com/apple/swift-crypto.git", from: "4.0.0"),
     ],
     targets: [
         .target(name: "CPlatform"),
@@ -58,6 +60,8 @@ let package = Package(
             dependencies: [
                 "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
                 libfabric, verbs,
+                .product(
+                    name: "Crypto", package: "swift-crypto", condition: .when(traits: ["Authentication"])),
             ],
             swiftSettings: hot + safe),
         .target(

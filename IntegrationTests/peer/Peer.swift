@@ -10,11 +10,11 @@ internal import TransferEngine
 #endif
 
 /// The two sides of a transfer, for tests on real NICs: one process writes, another counts and checks.
-@main struct Peer: ParsableCommand {
+@main struct PeerCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "te-peer",
         abstract: "Two processes that transfer and check, while something goes wrong.",
-        subcommands: [Send.self, Receive.self])
+        subcommands: [Send.self, Receive.self, Chaos.self])
 }
 
 /// What both sides are told.
@@ -22,18 +22,24 @@ struct Side: ParsableArguments {
     @Option(
         name: .customLong("nic"),
         help:
-            "PROVIDER@NIC: verbs@DEVICE, or a provider of libfabric, verbs;ofi_rxm@ADDRESS. Once for each NIC."
+            "PROVIDER@NIC: memory@, verbs@DEVICE, or a provider of libfabric, tcp@ADDRESS. Once for each NIC."
     )
     var nics: [String]
 
-    func engine(_ name: String, deadline: Double = 30) throws -> TransferEngine {
+    func engine(
+        _ name: String, deadline: Double = 30, key: ClusterKey? = nil,
+        _ change: (inout Configuration) -> Void = { _ in }
+    ) throws -> TransferEngine {
         signal(SIGPIPE, SIG_IGN)
-        return try TransferEngine(
-            Configuration(name: name, nics: nics.map(Self.nic), timeout: .seconds(deadline)))
+        var configuration = Configuration(
+            name: name, nics: try nics.map(Self.nic), timeout: .seconds(deadline), clusterKey: key)
+        change(&configuration)
+        return try TransferEngine(configuration)
     }
 
     private static func nic(_ text: String) throws -> Configuration.NIC {
         let parts = text.split(separator: "@", maxSplits: 1).map(String.init)
+        if parts == ["memory"] { return .sharedMemory }
         guard parts.count == 2 else { throw ValidationError("\(text) is not PROVIDER@NIC.") }
         #if Verbs
             if parts[0] == "verbs" { return .verbs(VerbsOptions(device: parts[1])) }

@@ -1,3 +1,5 @@
+import TransferCore
+
 /// Something that happens at a virtual moment.
 struct Event {
     /// What happens.
@@ -11,6 +13,8 @@ struct Event {
         case complete(Flight)
         /// The transmit side of a NIC is free.
         case transmit(SimulatedPort)
+        /// A copy of a message reaches the NIC `target`.
+        case echo(MessageBytes, sender: EngineID, target: UInt64)
         /// There may be room again for messages that were pushed back.
         case unpark(SimulatedPort)
     }

@@ -121,6 +121,12 @@ final class Flight {
         return .unsettled(connection: connection, ordinal: ordinal)
     }
 
+    /// The first bytes of a message.
+    var head: UInt64 {
+        guard case .message(let message) = body, unsafe message.bytes.count >= 8 else { return 0 }
+        return UInt64(littleEndian: unsafe message.bytes.loadUnaligned(as: UInt64.self))
+    }
+
     /// What fault rules are told that its packets are.
     var packetKind: SimulatedPacket.Kind {
         if case .write = body { .data } else { .message }

@@ -73,7 +73,12 @@ public final class SimulatedDomain: FabricDomain {
 
     /// Starts writes. `again` when `SimulatedNIC.queueDepth` of them wait to be polled.
     public func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult {
+        let admission = network.faults.admission(
+            of: requests.count, by: port.id, nowNanoseconds: network.nowNanoseconds)
         for index in requests.indices {
+            if index >= admission.count {
+                return PostResult(accepted: index, isComplete: false, status: admission.status)
+            }
             let refusal = room() ?? refuse(unsafe requests[index])
             if let refusal {
                 return PostResult(
@@ -136,7 +141,10 @@ public final class SimulatedDomain: FabricDomain {
 
     /// Hands over ends of requests and messages in the order in which they came.
     public func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int {
-        let count = unsafe port.take(completions)
+        let room = network.faults.handOver(
+            completions.count, by: port.id, nowNanoseconds: network.nowNanoseconds)
+        let count = unsafe port.take(
+            UnsafeMutableBufferPointer(rebasing: completions[..<min(max(0, room), completions.count)]))
         network.roomMade(at: port)
         return count
     }

@@ -9,6 +9,35 @@ public import TransferCore
 public protocol SimulatedFaults {
     /// What happens to `packet`.
     mutating func verdict(for packet: SimulatedPacket) -> SimulatedVerdict
+    /// How many of `offered` requests a NIC takes now, and why not the next one: `again` or `targetBusy`.
+    mutating func admission(of offered: Int, by nic: UInt64, nowNanoseconds: UInt64) -> SimulatedAdmission
+    /// How many completions and messages a NIC hands over in one poll, of at most `room`.
+    mutating func handOver(_ room: Int, by nic: UInt64, nowNanoseconds: UInt64) -> Int
+}
+
+extension SimulatedFaults {
+    /// All of them.
+    public mutating func admission(
+        of offered: Int, by nic: UInt64, nowNanoseconds: UInt64
+    ) -> SimulatedAdmission {
+        SimulatedAdmission(count: offered)
+    }
+
+    /// As many as there is room for.
+    public mutating func handOver(_ room: Int, by nic: UInt64, nowNanoseconds: UInt64) -> Int { room }
+}
+
+/// What a NIC takes of a batch.
+public struct SimulatedAdmission: Hashable, Sendable {
+    /// Requests from the front.
+    public var count: Int
+    /// Why the next one is not taken.
+    public var status: WorkStatus
+
+    public init(count: Int, status: WorkStatus = .again) {
+        self.count = count
+        self.status = status
+    }
 }
 
 /// One packet, as fault rules see it.
@@ -41,6 +70,8 @@ public struct SimulatedPacket: Hashable, Sendable {
     public var immediate: UInt32
     /// What the write adds to the counter, or 0.
     public var eighths: UInt32
+    /// The first eight bytes of a message, the first one lowest; 0 for others.
+    public var head: UInt64 = 0
 }
 
 /// What happens to a packet.
@@ -49,6 +80,9 @@ public enum SimulatedVerdict: Hashable, Sendable {
     case deliver
     /// It goes through, this many nanoseconds later.
     case delay(nanoseconds: UInt64)
+    /// It goes through, and if it is a message it comes once more, this many nanoseconds later: as from somebody who has recorded
+    /// it. The sender does not notice. Like `deliver` for what is no message.
+    case duplicate(nanoseconds: UInt64)
     /// It is lost for good, and after the retry timeout the sender's request ends with this status, which is
     /// not `success`. Of a lost data packet nothing lands and the write counts nothing. When an
     /// acknowledgement is lost, the data is there and was counted, and only the sender does not know.

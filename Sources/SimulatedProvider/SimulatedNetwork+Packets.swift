@@ -81,6 +81,11 @@ extension SimulatedNetwork {
         case .delay(let nanoseconds):
             let later = nowNanoseconds + nanoseconds
             return schedule(.arrive(segment, tail: tail + nanoseconds, isJudged: true), at: later)
+        case .duplicate(let nanoseconds):
+            guard case .message(let message) = flight.body else { break }
+            schedule(
+                .echo(message, sender: flight.source.engine, target: flight.target),
+                at: tail + nanoseconds)
         case .fail(let status):
             flight.fail(status, penaltyNanoseconds: flight.source.nic.retryTimeoutNanoseconds)
             return close(segment)
@@ -156,7 +161,7 @@ extension SimulatedNetwork {
         // A failure has no packet: the sender's own NIC reports it.
         let hasPacket = flight.status == .success
         switch hasPacket ? verdict(on: flight, 0..<0, kind: .acknowledgement) : .deliver {
-        case .deliver: break
+        case .deliver, .duplicate: break
         case .delay(let nanoseconds): time += nanoseconds
         case .fail(let status): flight.fail(status, penaltyNanoseconds: source.nic.retryTimeoutNanoseconds)
         }
@@ -172,6 +177,12 @@ extension SimulatedNetwork {
     func complete(_ flight: Flight) {
         guard flight.source.isOpen else { return }
         flight.source.report(flight)
+    }
+
+    /// A copy of a message arrives; one that finds no room is nobody's loss.
+    func echo(_ message: MessageBytes, from sender: EngineID, to id: UInt64) {
+        guard let target = ports[id], target.parked.isEmpty, target.hasRoom else { return }
+        target.publish(.message(message, sender: sender))
     }
 
     /// Called when a target's messages have been taken: lets those that were pushed back try again.
@@ -220,6 +231,7 @@ extension SimulatedNetwork {
             for: SimulatedPacket(
                 kind: kind, nowNanoseconds: nowNanoseconds, source: flight.source.id, target: flight.target,
                 offset: range.lowerBound, length: range.count, requestLength: flight.length,
-                immediate: count.immediate, eighths: count.eighths))
+                immediate: count.immediate, eighths: count.eighths,
+                head: kind == .message ? flight.head : 0))
     }
 }

@@ -68,6 +68,7 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
         case .arrive(let segment, let tail, let isJudged): arrive(segment, tail: tail, isJudged: isJudged)
         case .deliver(let segment): deliver(segment)
         case .complete(let flight): complete(flight)
+        case .echo(let message, let sender, let target): echo(message, from: sender, to: target)
         case .unpark(let port): unpark(port)
         }
         return true
@@ -127,6 +128,10 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
         case .transmit(let port):
             trace.add(5)
             trace.add(port.id)
+        case .echo(let message, _, let target):
+            trace.add(6)
+            trace.add(target)
+            trace.add(UInt64(unsafe message.bytes.count))
         }
     }
 

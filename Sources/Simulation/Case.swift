@@ -21,6 +21,8 @@ public struct Case: Hashable, Sendable {
         public var jitterNanoseconds: UInt64 = 20_000
         /// Longest write in one request.
         public var maximumWriteBytes: UInt64 = 1 << 30
+        /// Whether the processes have a cluster key.
+        public var isSigned = false
 
         /// The defaults.
         public init() {}
@@ -87,6 +89,13 @@ public struct Fault: Hashable, Sendable {
         case acknowledgementLoss(perMillion: Int)
         /// So many of a million packets come later by this much.
         case delay(perMillion: Int, nanoseconds: UInt64)
+        /// So many of a million messages come again, up to this much later: the engines' own, and where there is a cluster
+        /// key the callers' as well.
+        case duplicates(perMillion: Int, nanoseconds: UInt64)
+        /// So many of a million batches are taken in part, or not at all.
+        case partialPosts(perMillion: Int)
+        /// So many of a million polls hand over one completion, or none.
+        case slowCompletions(perMillion: Int)
         /// One NIC neither sends nor receives.
         case nicDown(process: Int, nic: Int)
         /// One NIC adds this much to every packet.
@@ -110,6 +119,14 @@ public struct Fault: Hashable, Sendable {
         self.kind = kind
         self.begin = begin
         self.end = end
+    }
+
+    /// Whether NICs take less, or hand over less, than they could.
+    var isPressing: Bool {
+        switch kind {
+        case .partialPosts, .slowCompletions: true
+        default: false
+        }
     }
 }
 

@@ -7,14 +7,19 @@ public struct Scenario: Sendable {
     /// What goes wrong in it.
     public let summary: String
     private let draw: @Sendable (inout SeededGenerator) -> [Fault]
-    private let cancels: Bool
-    private let revokes: Bool
+    private var cancels = false
+    private var revokes = false
+    private var isSigned = false
+    private var processes = 2...4
+    private var operations = 5...40
+    /// Operations begin in the first so many nanoseconds.
+    private var span: UInt64 = 300_000_000
 
     /// The case of a seed.
     public func makeCase(seed: UInt64) -> Case {
         var random = SeededGenerator(
             seed: seed &* 0x9E37_79B9 &+ UInt64(name.utf8.reduce(0) { $0 &* 31 &+ Int($1) }))
-        let count = Int.random(in: 2...4, using: &random)
+        let count = Int.random(in: processes, using: &random)
         var plan = Case(
             seed: seed, nics: (0..<count).map { _ in Int.random(in: 1...4, using: &random) }, operations: [],
             faults: [])
@@ -22,8 +27,9 @@ public struct Scenario: Sendable {
         plan.network.reorder = Bool.random(using: &random)
         plan.network.queueDepth = [2, 16, 64, 256].randomElement(using: &random) ?? 64
         plan.network.maximumWriteBytes = [4096, 20_000, 1 << 30].randomElement(using: &random) ?? 4096
+        plan.network.isSigned = isSigned
         plan.faults = draw(&random).map { Self.fit($0, plan.nics, &random) }
-        for _ in 0..<Int.random(in: 5...40, using: &random) {
+        for _ in 0..<Int.random(in: operations, using: &random) {
             plan.operations.append(operation(count, &random))
         }
         plan.operations.sort { $0.time < $1.time }
@@ -46,7 +52,7 @@ public struct Scenario: Sendable {
             fault.kind = .partition(from: from, to: from == to ? (to + 1) % nics.count : to)
         case .pause(let process): fault.kind = .pause(process: process % nics.count)
         case .crash(let process): fault.kind = .crash(process: process % nics.count)
-        case .loss, .acknowledgementLoss, .delay: break
+        case .loss, .acknowledgementLoss, .delay, .duplicates, .partialPosts, .slowCompletions: break
         }
         return fault
     }
@@ -68,7 +74,7 @@ public struct Scenario: Sendable {
         default: kind = revokes ? .revoke : .immediate
         }
         var operation = Operation(
-            time: UInt64.random(in: 0...300_000_000, using: &random), from: from, to: to, kind: kind)
+            time: UInt64.random(in: 0...span, using: &random), from: from, to: to, kind: kind)
         // Many at one moment, so that much is in flight when something goes wrong.
         if Bool.random(using: &random) { operation.time = operation.time / 50_000_000 * 50_000_000 }
         if cancels, Bool.random(using: &random) {
@@ -147,6 +153,42 @@ public struct Scenario: Sendable {
         ) {
             several(2, &$0) { .partition(from: number(&$0), to: number(&$0)) }
         },
+        Scenario(
+            name: "duplicate", summary: "control messages come again, while NICs fail", cancels: true,
+            revokes: false
+        ) {
+            [duplicates(&$0)]
+                + several(2, &$0) { .nicDown(process: number(&$0), nic: number(&$0)) }
+                + several(2, &$0) {
+                    .acknowledgementLoss(perMillion: Int.random(in: 100...50_000, using: &$0))
+                }
+        },
+        Scenario(
+            name: "pressure", summary: "NICs take a part of what they are given, and hand over late",
+            cancels: true, revokes: true
+        ) {
+            several(2, &$0) { .partialPosts(perMillion: Int.random(in: 10_000...700_000, using: &$0)) }
+                + several(2, &$0) {
+                    .slowCompletions(perMillion: Int.random(in: 10_000...700_000, using: &$0))
+                }
+                + several(1, &$0) { .nicDown(process: number(&$0), nic: number(&$0)) }
+        },
+        Scenario(
+            name: "signed", summary: "with a cluster key: everything that was sent comes again",
+            isSigned: true
+        ) {
+            [duplicates(&$0)]
+                + several(2, &$0) { .nicDown(process: number(&$0), nic: number(&$0)) }
+                + several(1, &$0) { .crash(process: number(&$0)) }
+        },
+        Scenario(
+            name: "cluster", summary: "eight processes, now and then a fault", cancels: true, revokes: true,
+            processes: 8...8, operations: 100...200, span: 20_000_000_000
+        ) {
+            several(2, &$0) { .nicDown(process: number(&$0), nic: number(&$0)) }
+                + several(1, &$0) { .crash(process: number(&$0)) }
+                + several(1, &$0) { .loss(perMillion: Int.random(in: 100...20_000, using: &$0)) }
+        },
         Scenario(name: "storm", summary: "all of it at once", cancels: true, revokes: true) {
             several(2, &$0) { .nicDown(process: number(&$0), nic: number(&$0)) }
                 + several(1, &$0) { .loss(perMillion: Int.random(in: 100...20_000, using: &$0)) }
@@ -156,17 +198,37 @@ public struct Scenario: Sendable {
                 + several(1, &$0) { .crash(process: number(&$0)) }
                 + several(1, &$0) { .pause(process: number(&$0)) }
                 + several(1, &$0) { .partition(from: number(&$0), to: number(&$0)) }
+                + [duplicates(&$0)]
+                + several(1, &$0) {
+                    .slowCompletions(perMillion: Int.random(in: 10_000...200_000, using: &$0))
+                }
+                + several(1, &$0) { .partialPosts(perMillion: Int.random(in: 10_000...200_000, using: &$0)) }
         },
     ]
 
+    /// From the beginning to the end of all faults.
+    private static func duplicates(_ random: inout SeededGenerator) -> Fault {
+        Fault(
+            .duplicates(
+                perMillion: Int.random(in: 50_000...700_000, using: &random),
+                nanoseconds: UInt64.random(in: 0...400_000_000, using: &random)),
+            from: 0, to: 600_000_000)
+    }
+
     private init(
-        name: String, summary: String, cancels: Bool, revokes: Bool,
+        name: String, summary: String, cancels: Bool = false, revokes: Bool = false, isSigned: Bool = false,
+        processes: ClosedRange<Int> = 2...4, operations: ClosedRange<Int> = 5...40,
+        span: UInt64 = 300_000_000,
         _ draw: @escaping @Sendable (inout SeededGenerator) -> [Fault]
     ) {
         self.name = name
         self.summary = summary
         self.cancels = cancels
         self.revokes = revokes
+        self.isSigned = isSigned
+        self.processes = processes
+        self.operations = operations
+        self.span = span
         self.draw = draw
     }
 }

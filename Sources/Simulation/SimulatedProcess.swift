@@ -45,6 +45,8 @@ internal import TransferEngine
             name: "process \(index)" + (incarnation > 0 ? ".\(incarnation)" : ""), progress: .manual,
             timeout: .seconds(2))
         configuration.liveness = World.liveness
+        configuration.attachmentLimit = 1024
+        if plan.network.isSigned { configuration.clusterKey = try? ClusterKey(bytes: 0..<32) }
         engine = try TransferEngine(
             configuration, clock: network,
             random: SeededGenerator(seed: plan.seed &+ UInt64(index * 1000 + incarnation + 1))
@@ -138,6 +140,7 @@ internal import TransferEngine
     }
 
     private func isUntouched(_ range: Range<Int>) -> Bool {
-        unsafe targetMemory[range].allSatisfy { $0 == Self.canary }
+        for place in range where unsafe targetMemory[place] != Self.canary { return false }
+        return true
     }
 }

@@ -24,6 +24,10 @@ final class World {
     private var scripted = 0
     private var paused: Set<Int> = []
     private var nextLook: UInt64 = 0
+    /// When the first engine has something to do by itself; 0 when something has happened since they were asked.
+    private var due: UInt64 = 0
+    /// Whether NICs hold back what they have, so that engines must look again although nothing has happened.
+    private let isPressed: Bool
 
     private enum Action {
         case operate(Int)
@@ -39,6 +43,7 @@ final class World {
         self.plan = plan
         network = SimulatedNetwork(seed: plan.seed)
         incarnations = plan.nics.map { _ in 0 }
+        isPressed = plan.faults.contains(where: \.isPressing)
         for index in plan.nics.indices { processes.append(try open(index)) }
         for (index, operation) in plan.operations.enumerated() {
             script.append((operation.time, .operate(index)))
@@ -91,7 +96,10 @@ final class World {
                 if process.engine.progress() { isBusy = true }
             }
             check()
-            if isBusy { continue }
+            if isBusy {
+                due = 0
+                continue
+            }
             guard advance() else { break }
         }
         finish()
@@ -104,8 +112,9 @@ final class World {
     /// Lets time go on to whatever is next; false when nothing is.
     private func advance() -> Bool {
         if scripted == script.count, live.isEmpty { return false }
-        let due = scripted < script.count ? script[scripted].time : UInt64.max
-        let next = min(due, nextLook, network.nextEventNanoseconds ?? .max)
+        let scriptDue = scripted < script.count ? script[scripted].time : UInt64.max
+        let next = min(
+            scriptDue, isPressed ? nextLook : max(nextLook, due), network.nextEventNanoseconds ?? .max)
         if next == .max || network.nowNanoseconds > 3_600_000_000_000 {
             violate("nothing is left that could end \(live.count) operations")
             return false
@@ -113,14 +122,16 @@ final class World {
         if network.nextEventNanoseconds == next { network.step() } else { network.run(until: next) }
         if network.nowNanoseconds >= nextLook {
             nextLook = network.nowNanoseconds + Self.look
+            due = .max
             for process in processes where process.isAlive && !paused.contains(process.index) {
-                _ = process.engine.tick()
+                due = min(due, process.engine.tick())
             }
         }
         return true
     }
 
     private func perform(_ action: Action) {
+        due = 0
         switch action {
         case .operate(let number): begin(number, plan.operations[number])
         case .cancel(let number): cancel(number)

@@ -167,7 +167,7 @@ public struct DigestList: Hashable, Sendable {
     /// - Complexity: O(number of bytes).
     public init(decoding bytes: some Collection<UInt8>) throws(TransferError) {
         let body = try checked(
-            [UInt8](bytes), magic: Self.magic, version: Self.version, kind: "list of digests")
+            [UInt8](bytes), magic: Self.magic, versions: Self.version...Self.version, kind: "list of digests")
         var reader = ByteReader(body.span)
         for _ in 0..<4 { _ = try reader.read(UInt8.self) }
         let kind = try reader.read(UInt8.self)

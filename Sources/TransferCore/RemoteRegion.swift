@@ -4,7 +4,7 @@
 /// before it becomes a packet. `encoded()` is a compact, versioned binary form with a checksum (docs/wire-format.md); the
 /// type is also `Codable`.
 public struct RemoteRegion: Hashable, Sendable, Codable {
-    /// The version of the binary form that this library writes.
+    /// The version of the binary form of a descriptor that neither expires nor is signed; others are of the next one.
     public static let version: UInt8 = 1
 
     /// One NIC of the region's device, with the key that the region has there.
@@ -49,6 +49,10 @@ public struct RemoteRegion: Hashable, Sendable, Codable {
     public var secret: UInt64
     /// All NICs of the device, in the owner's order.
     public var nics: [NIC]
+    /// The last moment at which the descriptor may be used, in nanoseconds since 1970; 0 is for ever.
+    public var expires: UInt64 = 0
+    /// An HMAC-SHA256 over everything else, by an engine with a cluster key; empty without one.
+    public var signature: [UInt8] = []
 
     public init(
         engine: EngineID, device: UInt16, index: UInt32, generation: UInt32, access: Access, length: UInt64,
@@ -63,6 +67,22 @@ public struct RemoteRegion: Hashable, Sendable, Codable {
         self.base = base
         self.secret = secret
         self.nics = nics
+    }
+
+    public init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        engine = try values.decode(EngineID.self, forKey: .engine)
+        device = try values.decode(UInt16.self, forKey: .device)
+        index = try values.decode(UInt32.self, forKey: .index)
+        generation = try values.decode(UInt32.self, forKey: .generation)
+        access = try values.decode(Access.self, forKey: .access)
+        length = try values.decode(UInt64.self, forKey: .length)
+        base = try values.decode(UInt64.self, forKey: .base)
+        secret = try values.decode(UInt64.self, forKey: .secret)
+        nics = try values.decode([NIC].self, forKey: .nics)
+        // Not there in what older versions wrote.
+        expires = try values.decodeIfPresent(UInt64.self, forKey: .expires) ?? 0
+        signature = try values.decodeIfPresent([UInt8].self, forKey: .signature) ?? []
     }
 }
 

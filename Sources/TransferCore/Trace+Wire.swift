@@ -35,7 +35,8 @@ extension Trace {
     /// - Throws: `malformedDescriptor` for damaged, truncated or overlong bytes, `unsupportedVersion` for another version.
     /// - Complexity: O(number of bytes).
     public init(decoding bytes: some Collection<UInt8>) throws(TransferError) {
-        let body = try checked([UInt8](bytes), magic: Self.magic, version: Self.version, kind: "trace")
+        let body = try checked(
+            [UInt8](bytes), magic: Self.magic, versions: Self.version...Self.version, kind: "trace")
         var reader = ByteReader(body.span)
         for _ in 0..<4 { _ = try reader.read(UInt8.self) }
         engine = EngineID(rawValue: try reader.read())

@@ -9,6 +9,7 @@ public struct TransferError: Error, Equatable, Hashable, Sendable, CustomStringC
             case invalidArgument, outOfRange, malformedDescriptor, unsupportedVersion, accessDenied
             case staleRegion, backPressure, limitReached, unreachable, peerLost, providerFailed
             case stalled, cancelled, unavailable, closed, digestMismatch
+            case unauthenticated, forged, replayed, expired
         }
 
         @usableFromInline let kind: Kind
@@ -44,6 +45,15 @@ public struct TransferError: Error, Equatable, Hashable, Sendable, CustomStringC
         public static let unavailable = Code(.unavailable)
         /// Data is not what the sender digested; the description says which.
         public static let digestMismatch = Code(.digestMismatch)
+        /// One side has a cluster key and the other has none: a descriptor or a message is not signed where it must be, or is
+        /// where nobody can tell.
+        public static let unauthenticated = Code(.unauthenticated)
+        /// A descriptor or a message is not what its sender signed, or was signed with another cluster key.
+        public static let forged = Code(.forged)
+        /// A message that came before.
+        public static let replayed = Code(.replayed)
+        /// A descriptor whose time is over.
+        public static let expired = Code(.expired)
         /// The engine has been shut down.
         public static let closed = Code(.closed)
 

@@ -95,7 +95,7 @@ enum CRC32C {
 
 /// Checks magic, version and checksum of something encoded; returns the bytes without the checksum.
 func checked(
-    _ bytes: [UInt8], magic: [UInt8], version: UInt8, kind: String
+    _ bytes: [UInt8], magic: [UInt8], versions: ClosedRange<UInt8>, kind: String
 ) throws(TransferError) -> [UInt8] {
     guard bytes.count >= 8 else { throw .truncated }
     guard bytes.starts(with: magic) else {
@@ -107,10 +107,10 @@ func checked(
         throw TransferError(
             .malformedDescriptor, "the \(kind)'s checksum is wrong: it was altered on its way")
     }
-    guard bytes[3] == version else {
+    guard versions.contains(bytes[3]) else {
         throw TransferError(
             .unsupportedVersion,
-            "\(kind) version \(bytes[3]), this library reads \(version); update the older side")
+            "\(kind) version \(bytes[3]), this library reads \(versions.upperBound); update the older side")
     }
     return Array(body)
 }

@@ -58,11 +58,16 @@ public struct Configuration: Sendable {
     /// A directory that gets the flight recorder's content, for `te trace`, when a transfer stalls: at most once a second and
     /// `Limits.traceFiles` times. Written by the progress thread.
     public var traceDirectory: String?
+    /// With it the engine signs its descriptors and messages, and takes none that are not signed with the same key: all engines
+    /// of a cluster have it or none. Costs some microseconds for each message and nothing on writes.
+    public var clusterKey: ClusterKey?
+    /// Remote regions that may be attached, at most `Limits.attachments`: fewer for engines that live for an instant.
+    package var attachmentLimit = Limits.attachments
 
     public init(
         name: String = "engine", nics: [NIC] = [.sharedMemory], progress: Progress = .adaptive,
         processor: Int? = nil, stripeBytes: Int = 65536, timeout: Duration = .seconds(30),
-        traceEvents: Int = 8192, traceDirectory: String? = nil
+        traceEvents: Int = 8192, traceDirectory: String? = nil, clusterKey: ClusterKey? = nil
     ) {
         self.name = name
         self.nics = nics
@@ -72,6 +77,7 @@ public struct Configuration: Sendable {
         self.timeout = timeout
         self.traceEvents = traceEvents
         self.traceDirectory = traceDirectory
+        self.clusterKey = clusterKey
     }
 }
 

@@ -2,8 +2,8 @@ internal import TransferCore
 
 /// What precedes every two-sided message: whether it is the caller's or the engine's, and what it asks.
 ///
-/// Eight bytes: a magic byte, the kind, the version, five reserved; then the payload (docs/wire-format.md). Control messages
-/// are small, may be lost or repeated, and are answered or asked again.
+/// Eight bytes: a magic byte, the kind, the version, whether it is sealed, four reserved; then the payload, and the trailer of
+/// sealed ones (docs/wire-format.md). Control messages are small, may be lost or repeated, and are answered or asked again.
 enum ControlMessage: Hashable, Sendable {
     static let headerBytes = 8
     private static let magic: UInt8 = 0x54
@@ -41,6 +41,14 @@ enum ControlMessage: Hashable, Sendable {
     static func kind(of message: Span<UInt8>) -> Kind? {
         guard message.count >= headerBytes, message[0] == magic, message[2] == version else { return nil }
         return Kind(rawValue: message[1])
+    }
+
+    /// Says in a header that a trailer follows the payload.
+    static let sealMark: (place: Int, value: UInt8) = (3, 1)
+
+    /// Whether a trailer follows the payload.
+    static func isSealed(_ message: Span<UInt8>) -> Bool {
+        message.count > sealMark.place && message[sealMark.place] == sealMark.value
     }
 
     private var kind: Kind {

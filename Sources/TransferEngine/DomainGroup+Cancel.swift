@@ -50,6 +50,9 @@ extension DomainGroup {
         if now >= slot.severDue {
             slot.severDue = .max
             forEachLink(of: &slot) { link in
+                guard link.peer.hasOther(than: link) || !self.isUsedByOthers(link, than: index) else {
+                    return
+                }
                 unsafe self.domains[link.domain].sever(UnsafePointer(link.key.address(of: 0)))
             }
         }
@@ -69,6 +72,13 @@ extension DomainGroup {
         slot.unsettled = []
         slot.isDoubtful = true
         if slot.inFlight == 0 { recycle(&slot, index) }
+    }
+
+    /// Whether other transfers have requests in flight to the link's peer, which would fail with its only link.
+    private func isUsedByOthers(_ link: Link, than index: UInt32) -> Bool {
+        (0..<UInt32(hot.value.usedSlots)).contains {
+            $0 != index && slots[$0].inFlight > 0 && involves(&slots[$0], link.peer)
+        }
     }
 
     private func forEachLink(of slot: inout TransferSlot, _ body: (Link) -> Void) {

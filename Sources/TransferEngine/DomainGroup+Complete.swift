@@ -143,6 +143,7 @@ extension DomainGroup {
     func checkDeadlines() {
         hot.value.now = clock.nowNanoseconds
         if hot.value.now >= hot.value.nextTend { tend() }
+        if !hot.value.expiring.isEmpty { expireAttachments() }
         for index in 0..<hot.value.usedSlots {
             // pairs with the store in submit
             let isPending = statuses[index].load(ordering: .acquiring) & SlotStatus.pending != 0
@@ -155,7 +156,8 @@ extension DomainGroup {
     /// The earliest deadline, or `.max`. O(slots in use).
     var nextDeadline: UInt64 {
         var earliest = UInt64.max
-        if needsTending { earliest = hot.value.nextTend }
+        earliest = min(earliest, tendDue)
+        for entry in hot.value.expiring { earliest = min(earliest, entry.at) }
         for index in 0..<hot.value.usedSlots
         where statuses[index].load(ordering: .acquiring) & SlotStatus.pending != 0 {  // pairs with submit
             earliest = min(earliest, slots[index].deadline)

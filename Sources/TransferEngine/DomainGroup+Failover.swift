@@ -150,6 +150,13 @@ extension DomainGroup {
         sendSettle(connection, of: link)
     }
 
+    /// Whether a transfer waits for the receiver's word about a connection. O(slots in use).
+    func isAwaited(_ connection: UInt64, of link: Link) -> Bool {
+        (0..<UInt32(hot.value.usedSlots)).contains {
+            slots[$0].unsettled.contains { $0.connection == connection && $0.link == link.index }
+        }
+    }
+
     func sendSettle(_ connection: UInt64, of link: Link) {
         let other = link.peer.links.first { $0 !== link && $0.state == .up } ?? link
         post(.settle(route(of: link), connection: connection, address: ownAddress), over: other)

@@ -14,17 +14,25 @@ extension DomainGroup {
     }
 
     /// Sends a control message; one that is pushed back waits for the next look.
-    func post(_ message: ControlMessage, over link: Link) { post(message.encoded, over: link) }
+    func post(_ message: ControlMessage, over link: Link) {
+        post(sealed(message.encoded, to: link.peer.engine), over: link)
+    }
 
-    private func post(_ message: [UInt8], over link: Link) {
+    private func post(_ message: [UInt8], over link: Link, since: UInt64? = nil) {
         let result = unsafe message.withUnsafeBytes { bytes in
             unsafe domains[link.domain].send(
                 bytes, to: UnsafePointer(link.key.address(of: 0)), context: controlContext(link))
         }
         switch result.status {
-        case .success: hot.value.posted &+= 1
+        case .success:
+            hot.value.posted &+= 1
+            if !result.isComplete { link.controlsInFlight += 1 }
         case .again, .targetBusy:
-            if links.outbox.count < Limits.messageBacklog { links.outbox.append((link.index, message)) }
+            // Whoever has not taken an answer for so long is asked for no more of them: it asks again if it lives.
+            let since = since ?? hot.value.now
+            if links.outbox.count < Limits.messageBacklog, hot.value.now &- since < liveness.patience {
+                links.outbox.append((link.index, message, since))
+            }
         default: hasFailed(link)
         }
     }
@@ -32,6 +40,7 @@ extension DomainGroup {
     /// A control message has been delivered, or not.
     func noteControl(_ completion: Completion) {
         guard let link = links.all[Int(completion.context >> 32)] else { return }
+        link.controlsInFlight -= 1
         if completion.status != .success { hasFailed(link) } else { link.lastAlive = hot.value.now }
     }
 
@@ -49,13 +58,19 @@ extension DomainGroup {
     /// A two-sided message: the caller's, or one of ours.
     func receive(_ bytes: UnsafeRawBufferPointer, from sender: EngineID, _ domain: Int) {
         let message = unsafe bytes.bindMemory(to: UInt8.self)
-        guard let kind = ControlMessage.kind(of: unsafe message.span) else { return }
-        if let peer = links.peers[sender] { hasBeenHeard(peer) }
-        if kind == .payload {
-            let payload = unsafe UnsafeRawBufferPointer(rebasing: bytes[ControlMessage.headerBytes...])
+        do throws(TransferError) {
+            let length = try check(unsafe message.span, from: sender)
+            let kind = ControlMessage.kind(of: unsafe message.span)
+            let control =
+                kind == .payload
+                ? nil : try ControlMessage(decoding: unsafe message.span.extracting(first: length))
+            if let peer = links.peers[sender] { hasBeenHeard(peer) }
+            if let control { return answer(control, from: sender) }
+            let payload = unsafe UnsafeRawBufferPointer(
+                rebasing: bytes[ControlMessage.headerBytes..<length])
             unsafe messages.deliver(payload, from: sender)
-        } else if let control = try? ControlMessage(decoding: unsafe message.span) {
-            answer(control, from: sender)
+        } catch {
+            refused.withLock { $0.note(error) }
         }
     }
 
@@ -113,6 +128,26 @@ extension DomainGroup {
         attachments[index] = made
         links.peers[sender]?.name = address.name
         links.peers[sender]?.landing = index
+        hot.value.metPeers += 1
+    }
+
+    /// Forgets those who asked something once and have been silent since: they may be dead, and introduce themselves again if
+    /// they are not.
+    private func forgetSilent(_ now: UInt64) {
+        for peer in links.peers.values
+        where peer.landing != .max && now >= forgetDue(peer)
+            && peer.links.allSatisfy({ $0.controlsInFlight <= 0 })
+        {
+            let index = peer.landing
+            peer.landing = .max
+            hot.value.metPeers -= 1
+            detach(index)
+            freeAttachments.push(index)
+        }
+    }
+
+    private func forgetDue(_ peer: PeerRecord) -> UInt64 {
+        peer.isLost ? 0 : peer.lastHeard &+ 8 * liveness.patience
     }
 
     // MARK: Looking
@@ -126,6 +161,7 @@ extension DomainGroup {
             if slots[index].isAbandoned { tendReceipts(&slots[index], index, now) }
         }
         for case let link? in links.all { tend(link, now) }
+        if hot.value.metPeers > 0 { forgetSilent(now) }
         for peer in links.peers.values
         where peer.askedSince != 0 && now &- peer.askedSince >= liveness.patience {
             peer.askedSince = 0
@@ -134,12 +170,18 @@ extension DomainGroup {
         hot.value.nextTend = now &+ liveness.lookNanoseconds
     }
 
-    /// Whether a look at links and peers can matter while nothing else happens.
-    var needsTending: Bool {
-        if hot.value.downLinks > 0 || !links.outbox.isEmpty { return true }
-        return (0..<UInt32(hot.value.usedSlots)).contains {
+    /// When a look at links and peers can matter although nothing else happens; `.max` is never.
+    var tendDue: UInt64 {
+        let waits = (0..<UInt32(hot.value.usedSlots)).contains {
             slots[$0].isAbandoned || isPending($0) && (slots[$0].kind != .count || !slots[$0].senders.isEmpty)
         }
+        if waits || !links.outbox.isEmpty { return hot.value.nextTend }
+        guard hot.value.downLinks > 0 || hot.value.metPeers > 0 else { return .max }
+        // Nobody waits: links that are down are tried again when it is their turn.
+        var due = UInt64.max
+        for peer in links.peers.values where peer.landing != .max { due = min(due, forgetDue(peer)) }
+        for case let link? in links.all where link.state == .down { due = min(due, link.nextTry) }
+        return max(due, hot.value.nextTend)
     }
 
     private func isPending(_ index: UInt32) -> Bool {
@@ -150,7 +192,9 @@ extension DomainGroup {
     private func flushOutbox() {
         let waiting = links.outbox
         links.outbox = []
-        for item in waiting { if let link = links.all[item.link] { post(item.message, over: link) } }
+        for item in waiting {
+            if let link = links.all[item.link] { post(item.message, over: link, since: item.since) }
+        }
     }
 
     /// Asks the peers of a slot in which nothing has happened for an interval.
@@ -189,6 +233,10 @@ extension DomainGroup {
     }
 
     private func tend(_ link: Link, _ now: UInt64) {
+        // Answers that nobody waits for any more are not asked for.
+        if link.settlements.contains(where: { $0.ledger == nil }) {
+            link.settlements.removeAll { $0.ledger == nil && !isAwaited($0.connection, of: link) }
+        }
         for place in link.settlements.indices
         where link.settlements[place].ledger == nil
             && now &- link.settlements[place].askedAt >= liveness.intervalNanoseconds / 2
@@ -221,6 +269,7 @@ extension DomainGroup {
     func lose(_ peer: PeerRecord) {
         peer.isLost = true
         for link in peer.links { bringDown(link) }
+        links.outbox.removeAll { links.all[$0.link]?.peer === peer }
         let silence = (hot.value.now &- min(hot.value.now, peer.lastHeard)) / 1_000_000
         let error = TransferError(
             .peerLost,
@@ -238,7 +287,7 @@ extension DomainGroup {
         }
     }
 
-    private func involves(_ slot: inout TransferSlot, _ peer: PeerRecord) -> Bool {
+    func involves(_ slot: inout TransferSlot, _ peer: PeerRecord) -> Bool {
         switch slot.kind {
         case .count: return slot.senders.contains(peer.engine)
         case .scatter, .barrier:

@@ -22,7 +22,7 @@ extension DomainGroup {
             )
         }
         hot.value.nicSets.append(set)
-        for index in 0..<UInt32(Limits.attachments)
+        for index in 0..<UInt32(attachments.count)
         where attachments[index].generation != 0 && !attachments[index].isNarrower {
             try narrow(index, to: set)
         }

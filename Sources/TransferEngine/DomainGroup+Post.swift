@@ -542,6 +542,7 @@ extension DomainGroup {
         guard slot.isPosting else { return true }
         let rail = hot.value.downLinks > 0 ? firstRailUp(slot.attachment) : 0
         let domain = attachments[slot.attachment].rails[rail].local
+        seal(&slot)
         // The provider copies the payload before it returns.
         let result = unsafe domains[domain].send(
             UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(slot.message.memory)[..<slot.length]),

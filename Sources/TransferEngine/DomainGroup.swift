@@ -19,8 +19,8 @@ final class DomainGroup {
     let countsManyBytes: Table<UInt64>
     let domainNames: [String]
     let regions = Table(repeating: RegionEntry(), count: Limits.regions)
-    let attachments = Table(count: Limits.attachments) { _ in Attachment() }
-    let freeAttachments = IndexStack(capacity: Limits.attachments)
+    let attachments: Table<Attachment>
+    let freeAttachments: IndexStack
     let slots = Table(count: Limits.transfers) { _ in TransferSlot() }
     /// For each slot, whether its transfer has ended (`SlotStatus`). Callable from anywhere.
     let statuses = Table(count: Limits.transfers) { _ in Atomic<UInt64>(1 << 32) }
@@ -45,6 +45,10 @@ final class DomainGroup {
     let messages = MessageInbox()
     let links = Links()
     let liveness: Liveness
+    /// Nil without a cluster key.
+    let authenticator: Authenticator?
+    /// Messages that were not taken. Callable from anywhere.
+    let refused = Mutex(RefusedMessages())
     /// Our own address, for peers that do not know it; set once the landing region is registered.
     var ownAddress: [UInt8] = []
 
@@ -62,8 +66,12 @@ final class DomainGroup {
         /// Of the newest attachment.
         var generation: UInt32 = 0
         var waitCount = 0
+        /// Peers that are attached only because they asked something.
+        var metPeers = 0
         /// Links that are down. While it is 0 nothing about links costs anything.
         var downLinks = 0
+        /// Attachments whose descriptors expire, and when by `clock`.
+        var expiring: [(attachment: UInt32, generation: UInt32, at: UInt64)] = []
         /// When to look at links and peers again.
         var nextTend: UInt64 = 0
         var sequence: UInt32 = 0
@@ -85,9 +93,13 @@ final class DomainGroup {
 
     init(
         domains: [any FabricDomain], page: TargetPage, clock: any TransferClock, planner: StripePlanner,
-        name: String, liveness: Liveness, recorder: consuming FlightRecorder
+        name: String, liveness: Liveness, attachments attachmentLimit: Int, authenticator: Authenticator?,
+        recorder: consuming FlightRecorder
     ) {
+        attachments = Table(count: attachmentLimit) { _ in Attachment() }
+        freeAttachments = IndexStack(capacity: attachmentLimit)
         self.liveness = liveness
+        self.authenticator = authenticator
         self.page = page
         self.clock = clock
         self.planner = planner

@@ -20,6 +20,8 @@ final class Link {
     var state = State.up
     /// When something last came over it or was acknowledged.
     var lastAlive: UInt64
+    /// Control messages that its NIC has taken and not reported.
+    var controlsInFlight = 0
     /// Since when a ping is unanswered, or 0.
     var askedSince: UInt64 = 0
     /// When a link that is down is tried again, and how long after that.
@@ -93,7 +95,7 @@ final class Links {
     /// The link from one of our NICs to a peer's.
     func link(domain: Int, number: Int) -> Link? { places[Place(domain: domain, number: number)] }
     /// Control messages that their NIC pushed back.
-    var outbox: [(link: Int, message: [UInt8])] = []
+    var outbox: [(link: Int, message: [UInt8], since: UInt64)] = []
 
     /// The record of a peer, made when it is not known.
     func peer(_ engine: EngineID, now: UInt64) -> PeerRecord {

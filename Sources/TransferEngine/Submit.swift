@@ -141,7 +141,8 @@ extension TransferEngine {
     @inline(__always)
     func check(_ target: RemoteMemory) throws(TransferError) {
         guard group.attachments[target.index].generation == target.generation else {
-            throw .staleAttachment
+            throw group.attachments[target.index].expiredGeneration == target.generation
+                ? .descriptorExpired : .staleAttachment
         }
     }
 

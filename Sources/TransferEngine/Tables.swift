@@ -17,6 +17,8 @@ struct RegionEntry {
 struct Attachment: ~Copyable {
     /// 0 while the entry is free.
     var generation: UInt32 = 0
+    /// The generation of before, once the descriptor has expired; 0 until then.
+    var expiredGeneration: UInt32 = 0
     var isWritable = false
     var length = 0
     /// `Rail.local` is the index of a domain.

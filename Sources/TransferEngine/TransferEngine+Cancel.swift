@@ -6,9 +6,9 @@ extension TransferEngine {
     /// of it can still land.
     ///
     /// Nothing more of the transfer is posted; what NICs have taken is left to end by itself for three quarters of `timeout`.
-    /// Then its connections are broken, and the receiver is asked to close its side. `quiescent` means that no byte can land any
-    /// more, on any NIC, and no immediate can be counted. A transfer that has ended is quiescent at once, and may be
-    /// cancelled any number of times; what has been counted stays counted.
+    /// Then its connections are broken, and the receiver is asked to close its side; the only connection to a peer stays while
+    /// others use it. `quiescent` means that no byte can land any more, on any NIC, and no immediate can be counted. A transfer
+    /// that has ended is quiescent at once, and may be cancelled any number of times; what has been counted stays counted.
     /// - Parameters:
     ///   - transfer: A transfer or a counter wait of this engine.
     ///   - timeout: How long to wait for the proof; nil is the engine's default.

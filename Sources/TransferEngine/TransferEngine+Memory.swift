@@ -91,9 +91,28 @@ extension TransferEngine {
             mapping: known.mapping, isPopulated: known.local.isPopulated)
     }
 
-    /// What a peer needs to write into the region.
+    /// What a peer needs to write into the region; signed when there is a cluster key.
+    /// - Parameters:
+    ///   - region: A registered region.
+    ///   - duration: How long peers may begin transfers with the descriptor, by the clocks of both hosts; nil is for ever. Their
+    ///     engines keep to it: to end the right of a peer that you do not trust, `revoke` the region.
     /// - Precondition: the region is registered.
-    public func descriptor(of region: MemoryRegion) -> RemoteRegion {
+    public func descriptor(of region: MemoryRegion, validFor duration: Duration? = nil) -> RemoteRegion {
+        var content = content(of: region)
+        if let duration {
+            let (moment, overflow) = group.wallNanoseconds.addingReportingOverflow(duration.nanoseconds)
+            content.expires = overflow ? 0 : max(1, moment)
+        }
+        return signed(content, byteCount: content.length)
+    }
+
+    func signed(_ content: RemoteRegion, byteCount: UInt64) -> RemoteRegion {
+        var content = content
+        content.length = byteCount
+        return group.authenticator?.signed(content) ?? content
+    }
+
+    func content(of region: MemoryRegion) -> RemoteRegion {
         guard let known = control.withLock({ $0.regions[region.index] }), known.region == region else {
             preconditionFailure("the region was deregistered")
         }
@@ -222,7 +241,7 @@ extension TransferEngine {
             return control.regions
         }
         for known in regions.values { try? remove(known, from: group, keepingMemory: false) }
-        for index in 0..<UInt32(Limits.attachments) where group.attachments[index].generation != 0 {
+        for index in 0..<UInt32(group.attachments.count) where group.attachments[index].generation != 0 {
             group.detach(index)
         }
     }

@@ -7,12 +7,16 @@ extension TransferEngine {
     ///
     /// Where several fabrics reach the peer, the first in the order of the configuration is used.
     /// - Throws: `unreachable` when no NIC of ours speaks to one of the peer's; `staleRegion` or `accessDenied` where that is
-    ///   known now; `limitReached`.
+    ///   known now; `limitReached`; `expired`; with a cluster key `forged` and, for a descriptor without a signature,
+    ///   `unauthenticated`.
     public func attach(_ remote: RemoteRegion) throws(TransferError) -> RemoteMemory {
+        let wall = group.wallNanoseconds
+        guard remote.expires == 0 || wall < remote.expires else { throw .descriptorExpired }
         if let known = control.withLock({ $0.attached[remote] }) { return known }
         guard remote.nics.count <= Limits.nicsPerDevice, remote.length <= UInt64(Int.max),
             remote.nics.allSatisfy({ $0.address.count <= Limits.addressBytes })
         else { throw TransferError(.malformedDescriptor, "a descriptor that no engine makes") }
+        try group.authenticator?.check(remote)
         let handle = try perform { group throws(TransferError) in
             guard let index = group.freeAttachments.pop() else {
                 throw TransferError(.limitReached, "\(Limits.attachments) regions are attached; detach some")
@@ -23,6 +27,7 @@ extension TransferEngine {
                 let handle = RemoteMemory(
                     byteCount: made.length, engine: remote.engine, index: index, generation: made.generation)
                 group.attachments[index] = made
+                if remote.expires != 0 { group.expire(index, after: remote.expires - wall) }
                 group.traceEvent(.attached, remote.engine.rawValue, UInt64(index))
                 do throws(TransferError) { try group.narrow(index) } catch {
                     group.detach(index)
@@ -50,15 +55,21 @@ extension TransferEngine {
         return peer
     }
 
+    /// Ends a connection that `connect` made. Transfers to the peer must have ended; whoever else was given the same
+    /// `Peer` has it no longer.
+    public func disconnect(_ peer: Peer) throws(TransferError) { try detach(peer.landing) }
+
     /// Ends an attachment. Transfers to it must have ended.
     public func detach(_ remote: RemoteMemory) throws(TransferError) {
         control.withLock { control in
             control.attached = control.attached.filter { $0.value != remote }
         }
         try perform { group throws(TransferError) in
-            guard group.attachments[remote.index].generation == remote.generation else {
-                throw .staleAttachment
-            }
+            let isKnown =
+                group.attachments[remote.index].generation == remote.generation
+                || group.attachments[remote.index].expiredGeneration == remote.generation
+            guard isKnown else { throw .staleAttachment }
+            group.hot.value.expiring.removeAll { $0.attachment == remote.index }
             group.detach(remote.index)
             group.traceEvent(.detached, remote.engine.rawValue, UInt64(remote.index))
             group.freeAttachments.push(remote.index)
@@ -125,4 +136,7 @@ extension TransferEngine {
 
 extension TransferError {
     static let staleAttachment = TransferError(.staleRegion, "the remote region was detached")
+    static let descriptorExpired = TransferError(
+        .expired,
+        "the descriptor's time is over; ask its owner for a new one, and compare the clocks of both hosts")
 }

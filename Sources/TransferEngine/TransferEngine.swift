@@ -120,6 +120,8 @@ public final class TransferEngine: @unchecked Sendable {
             domains: domains, page: page, clock: clock,
             planner: StripePlanner(stripeBytes: max(configuration.stripeBytes, StripePlanner.granule)),
             name: configuration.name, liveness: configuration.liveness,
+            attachments: configuration.attachmentLimit,
+            authenticator: configuration.clusterKey.map { Authenticator(key: $0, engine: id) },
             recorder: FlightRecorder(
                 capacity: configuration.traceEvents, clock: clock, directory: configuration.traceDirectory))
         let firstGeneration = UInt32(truncatingIfNeeded: random.next() >> 33) | 1
@@ -132,8 +134,7 @@ public final class TransferEngine: @unchecked Sendable {
                 nics: []))
         if !isManual { try startWorker() }
         let landing = try allocate(byteCount: 4096)
-        address.landing = descriptor(of: landing)
-        address.landing.length = 0
+        address.landing = signed(content(of: landing), byteCount: 0)
         let encoded = address.encoded()
         try perform { group throws(TransferError) in group.ownAddress = encoded }
     }

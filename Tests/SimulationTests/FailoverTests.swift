@@ -212,6 +212,38 @@ import TransferEngine
         #expect(error.code == .cancelled)
     }
 
+    /// On the only NIC of a peer, a transfer that is cancelled and does not end leaves the others alone.
+    @Test func cancellingOnTheOnlyNICLeavesOthersAlone() throws {
+        let pair = try Pair(bytes: 65536, nics: 1)
+        defer { pair.close() }
+        struct Late: SimulatedFaults {
+            func verdict(for packet: SimulatedPacket) -> SimulatedVerdict {
+                packet.kind == .data ? .delay(nanoseconds: 40_000_000) : .deliver
+            }
+        }
+        pair.network.faults = Late()
+        let first = try pair.a.write(from: pair.source, byteCount: 4096, to: pair.remote, immediate: 1)
+        let second = try pair.a.write(from: pair.source, byteCount: 4096, to: pair.remote, immediate: 2)
+        let receipt = Mutex<CancelReceipt?>(nil)
+        try pair.a.cancel(first, timeout: .milliseconds(16)) { received in receipt.withLock { $0 = received }
+        }
+        pair.run { !pair.a.isPending(second) && receipt.withLock { $0 } != nil }
+        #expect(pair.a.status(of: second) == .complete)
+        #expect(pair.b.count(of: 2) == 1)
+        guard case .unproven = receipt.withLock({ $0 }) else {
+            Issue.record("it was on its way when its time was over")
+            return
+        }
+        // Alone it is broken, and the receiver's word is the proof.
+        let third = try pair.a.write(from: pair.source, byteCount: 4096, to: pair.remote, immediate: 3)
+        receipt.withLock { $0 = nil }
+        try pair.a.cancel(third, timeout: .milliseconds(32)) { received in receipt.withLock { $0 = received }
+        }
+        pair.run { receipt.withLock { $0 } != nil }
+        #expect(receipt.withLock { $0 } == .quiescent)
+        #expect(pair.network.nowNanoseconds < 80_000_000)
+    }
+
     /// While acknowledgements do not come, a cancelled transfer is not called quiet; the receiver's word makes it so.
     @Test func aLostAcknowledgementIsSettled() throws {
         let pair = try Pair(bytes: 65536, nics: 2)

@@ -188,7 +188,7 @@ enum Rules {
     /// How many `unsafe` marks a module may have: lower it when some go, think twice before raising it.
     static let unsafeBudget = [
         "TransferCore": 75, "Platform": 25, "SimulatedProvider": 30, "SharedMemoryProvider": 75,
-        "TransferEngine": 80,
+        "TransferEngine": 84,
     ]
 
     /// The number of `unsafe` marks in a file.

@@ -41,6 +41,28 @@ import TransferCore
         (8, "544541010108" + fields + firstNIC + otherNICs + name + "12cac76d"),
     ]
 
+    private static let signature = "59df4529346df27ff98c5dfe0275aa46bd69612ba87c69a02ba89e5e27ca7bbf"
+    private static let signed = fields + firstNIC + "0807060504030201" + "20" + signature
+
+    /// Version 2: with a moment of expiry, and a signature made with the key 00 01 02 ... 1f.
+    @Test func signedAndExpiring() throws {
+        var region = Self.region(nics: 1)
+        region.expires = 0x0102_0304_0506_0708
+        region.signature = Self.bytes(Self.signature)
+        let text = "544552020101" + Self.signed + "5454ac5f"
+        #expect(hexadecimal(region.encoded()) == text)
+        #expect(try RemoteRegion(decoding: Self.bytes(text)) == region)
+        let address = EngineAddress(name: "prefill-3 ü", landing: region)
+        let whole = "544541020101" + Self.signed + Self.name + "dd2fc84b"
+        #expect(hexadecimal(address.encoded()) == whole)
+        #expect(try EngineAddress(decoding: Self.bytes(whole)) == address)
+        var unsigned = Self.region(nics: 0)
+        unsigned.expires = 5
+        let short = "544552020100" + Self.fields + "0500000000000000" + "00" + "186be00a"
+        #expect(hexadecimal(unsigned.encoded()) == short)
+        #expect(try RemoteRegion(decoding: Self.bytes(short)) == unsigned)
+    }
+
     private static func bytes(_ text: String) -> [UInt8] {
         let digits = text.utf8.map { $0 > 57 ? $0 - 87 : $0 - 48 }
         return stride(from: 0, to: digits.count, by: 2).map { digits[$0] << 4 | digits[$0 + 1] }

@@ -6,7 +6,7 @@ import Testing
     static func randomRegion(_ random: inout SeededGenerator) -> RemoteRegion {
         let fabrics = ["", "shm", "tcp", "efa", "verbs;rxm", String(repeating: "ü", count: 31)]
         let length = random.next() >> UInt64(random.pick(1...63))
-        return RemoteRegion(
+        var region = RemoteRegion(
             engine: EngineID(rawValue: random.next()), device: UInt16(random.pick(0...65535)),
             index: UInt32(random.pick(0...4095)), generation: UInt32(truncatingIfNeeded: random.next()),
             access: Access(rawValue: UInt8(random.pick(0...255))), length: length,
@@ -18,6 +18,11 @@ import Testing
                     megabitsPerSecond: UInt32(truncatingIfNeeded: random.next()), key: random.next(),
                     base: random.next())
             })
+        if random.pick(0...1) == 0 { region.expires = random.next() >> 1 }
+        if random.pick(0...1) == 0 {
+            region.signature = (0..<RemoteRegion.signatureBytes).map { _ in UInt8(random.pick(0...255)) }
+        }
+        return region
     }
 
     static func isMalformed(_ bytes: [UInt8]) -> Bool { code(of: bytes) == .malformedDescriptor }
@@ -100,7 +105,8 @@ import Testing
             var bytes = Self.randomRegion(&random).encoded()
             for _ in 0..<random.pick(1...4) where bytes.count > 8 { Self.mutate(&bytes, &random) }
             bytes = Self.sealed(bytes)
-            if round % 2 == 1 { bytes = Self.sealed([0x54, 0x45, 0x52, 1] + bytes.dropFirst(4)) }
+            let version: UInt8 = round % 4 == 1 ? 1 : 2
+            if round % 2 == 1 { bytes = Self.sealed([0x54, 0x45, 0x52, version] + bytes.dropFirst(4)) }
             guard Self.code(of: bytes) == nil else { continue }
             decoded += 1
             let region = try RemoteRegion(decoding: bytes)
@@ -114,7 +120,7 @@ import Testing
 
     @Test func otherVersionsAreNamed() {
         var bytes = DescriptorGoldenTests.region(nics: 1).encoded()
-        for version in [0, 2, 255] as [UInt8] {
+        for version in [0, 3, 255] as [UInt8] {
             bytes[3] = version
             #expect(Self.isMalformed(bytes), "an altered version does not fit the checksum")
             #expect(Self.code(of: Self.sealed(bytes)) == .unsupportedVersion)

@@ -6,10 +6,15 @@ final class ScriptedDomain: FabricDomain {
     var onPost: (UnsafeBufferPointer<WorkRequest>) -> PostResult = {
         PostResult(accepted: $0.count, isComplete: false, status: .success)
     }
+    /// Answers `send`; takes every message, and is done with it, by default.
+    var onSend: () -> PostResult = { PostResult(accepted: 1, isComplete: true, status: .success) }
     /// What the next polls return.
     var completions: [Completion] = []
     /// Requests that `post` was given and took.
     private(set) var taken = 0
+    /// Messages that `send` was given.
+    var sent: [[UInt8]] = []
+    private var lent: [UnsafeMutableRawBufferPointer] = []
     /// The regions registered at this moment.
     private(set) var registered: Set<UInt32> = []
     private let name: String
@@ -51,8 +56,17 @@ final class ScriptedDomain: FabricDomain {
     func send(_ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64)
         -> PostResult
     {
-        PostResult(accepted: 1, isComplete: true, status: .success)
+        sent.append(Array(payload))
+        return onSend()
     }
+    /// Lets the next poll return a message.
+    func deliver(_ message: [UInt8], from sender: EngineID) {
+        let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: message.count, alignment: 8)
+        copy.copyBytes(from: message)
+        lent.append(copy)
+        completions.append(Completion(message: UnsafeRawBufferPointer(copy), from: sender.rawValue))
+    }
+    deinit { for message in lent { message.deallocate() } }
     func poll(_ output: UnsafeMutableBufferPointer<Completion>) -> Int {
         let count = min(output.count, completions.count)
         for index in 0..<count { output[index] = completions[index] }

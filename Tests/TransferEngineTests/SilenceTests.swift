@@ -1,0 +1,83 @@
+import Synchronization
+import Testing
+
+@testable import TransferEngine
+
+/// What is owed to a peer that is gone does not keep an engine busy for ever.
+@Suite struct SilenceTests {
+    private final class Hands: TransferClock {
+        let time = Atomic<UInt64>(1_000_000_000)
+        var nowNanoseconds: UInt64 { time.load(ordering: .relaxed) }
+        func pass(_ nanoseconds: UInt64) { time.add(nanoseconds, ordering: .relaxed) }
+    }
+
+    private func open(_ domain: ScriptedDomain, _ clock: Hands) throws -> TransferEngine {
+        try TransferEngine(
+            Configuration(progress: .manual), clock: clock, random: SystemRandomNumberGenerator()
+        ) { _ in [domain] }
+    }
+
+    /// Lets time pass until nothing is due any more. Returns how often the engine had to look.
+    private func rest(_ engine: TransferEngine, _ clock: Hands) -> Int {
+        for looks in 1...10_000 {
+            engine.progress()
+            let due = engine.tick()
+            if due == .max { return looks }
+            clock.pass(max(1_000_000, due - min(due, clock.nowNanoseconds)))
+        }
+        return .max
+    }
+
+    /// A stranger asks whether we live and dies; its NIC takes no answer any more, or takes it and says nothing.
+    @Test(arguments: [WorkStatus.targetBusy, .success]) func anAnswerIsOwedForAWhile(_ status: WorkStatus)
+        throws
+    {
+        let clock = Hands()
+        let (mine, theirs) = (ScriptedDomain("mine"), ScriptedDomain("theirs"))
+        let engine = try open(mine, clock)
+        let stranger = try open(theirs, clock)
+        mine.onSend = {
+            PostResult(accepted: status == .success ? 1 : 0, isComplete: status == .success, status: status)
+        }
+        let ping = ControlMessage.ping(.init(from: 0, to: 0), address: stranger.address.encoded())
+        mine.deliver(ping.encoded, from: stranger.id)
+        engine.progress()
+        #expect(engine.group.links.peers[stranger.id] != nil, "it is known, to be answered")
+        #expect(engine.group.links.outbox.count == (status == .success ? 0 : 1))
+        #expect(rest(engine, clock) < 200)
+        #expect(engine.group.links.outbox.isEmpty && engine.group.links.peers.isEmpty, "and forgotten")
+        let index = engine.group.freeAttachments.pop()
+        #expect(index.map { engine.group.attachments[$0].generation } == 0)
+    }
+
+    /// A link that is down is tried again at most every five intervals; the engine sleeps in between.
+    @Test func linksThatAreDownAreTriedInTheirTurn() throws {
+        let clock = Hands()
+        let domain = ScriptedDomain("a")
+        let engine = try open(domain, clock)
+        let other = try open(ScriptedDomain("b"), clock)
+        let peer = try engine.connect(to: other.address)
+        let wait = try engine.expect(1, count: 1, from: [peer], timeout: .seconds(20))
+        for _ in 0..<200 where engine.isPending(wait) {
+            clock.pass(100_000_000)
+            engine.progress()
+            _ = engine.tick()
+        }
+        guard case .failed(let error) = engine.status(of: wait) else {
+            Issue.record("nobody noticed")
+            return
+        }
+        #expect(error.code == .peerLost)
+        var looks = 0
+        let end = clock.nowNanoseconds + 100_000_000_000
+        while clock.nowNanoseconds < end {
+            engine.progress()
+            let due = engine.tick()
+            clock.pass(max(1_000_000, due - min(due, clock.nowNanoseconds)))
+            looks += 1
+        }
+        #expect(looks < 60, "\(looks) looks in 100 s")
+        try engine.disconnect(peer)
+        #expect(engine.tick() == .max, "and not at all when nobody wants it")
+    }
+}
