@@ -55,6 +55,7 @@ test: setup lint
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
 	swift run --package-path examples/push push
+	$(MAKE) test-c test-python
 	$(MAKE) test-rdma
 
 # On soft-RoCE, in a guest: docs/rdma-rig.md. RIG=uml takes user-mode Linux, TESTS=words only the tests that are named so.
@@ -104,6 +105,8 @@ docs:
 
 format:
 	swift format --in-place --recursive $(SOURCES)
+
+include dev/bindings.mk
 
 clean:
 	rm -rf .build .build-* examples/push/.build

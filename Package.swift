@@ -67,13 +67,16 @@ let package = Package(
         .target(
             name: "TransferEngineC",
             dependencies: [
-                "CTransferEngine", "TransferEngine", "SharedMemoryProvider", "Platform", "CPlatform", libfabric, verbs,
+                "CTransferEngine", "TransferEngine", "SharedMemoryProvider", "Platform", "CPlatform",
+                libfabric, verbs,
             ],
             exclude: ["exports.map"], swiftSettings: hot,
             linkerSettings: [
                 .unsafeFlags([
-                    "-static-stdlib", "-Xlinker", "-soname=libtransferengine.so.0", "-Xlinker", "--gc-sections",
-                    "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/TransferEngineC/exports.map",
+                    "-static-stdlib", "-Xlinker", "-soname=libtransferengine.so.0", "-Xlinker",
+                    "--gc-sections",
+                    "-Xlinker",
+                    "--version-script=\(Context.packageDirectory)/Sources/TransferEngineC/exports.map",
                 ])
             ]),
         .target(

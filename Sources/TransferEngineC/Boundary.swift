@@ -10,7 +10,8 @@ func readSized<Value>(_ pointer: UnsafeRawPointer?, _ name: StaticString, as typ
     let size = Int(pointer.loadUnaligned(as: UInt32.self))
     let known = MemoryLayout<Value>.size
     guard size >= known else {
-        throw Failure(TE_EINVALID, "\(name).size is \(size) instead of \(known); initialise it with its macro")
+        throw Failure(
+            TE_EINVALID, "\(name).size is \(size) instead of \(known); initialise it with its macro")
     }
     guard size <= 4096 else {
         throw Failure(TE_EINVALID, "\(name).size is \(size), which no version has")

@@ -39,7 +39,8 @@ extension Configuration {
         let intervals = c.liveness_intervals == 0 ? 3 : Int(c.liveness_intervals)
         let interval = try integer(c.liveness_interval_ns, "liveness_interval_ns")
         guard intervals >= 2, intervals <= 1000, interval <= 3_600_000_000_000 else {
-            throw Failure(TE_EINVALID, "liveness of \(intervals) intervals of \(interval) ns; 2 to 1000, up to an hour")
+            throw Failure(
+                TE_EINVALID, "liveness of \(intervals) intervals of \(interval) ns; 2 to 1000, up to an hour")
         }
         return Liveness(interval: interval == 0 ? .seconds(1) : .nanoseconds(interval), intervals: intervals)
     }
@@ -96,13 +97,15 @@ extension Configuration.NIC {
             if Int(c.framing) == TE_FRAMING_NEVER { options.framing = .never }
             return .libfabric(options)
         #else
-            throw Failure(TE_EUNAVAILABLE, "this library was built without libfabric; build with the trait Libfabric")
+            throw Failure(
+                TE_EUNAVAILABLE, "this library was built without libfabric; build with the trait Libfabric")
         #endif
     }
 
     private static func verbs(_ c: te_nic) throws(Failure) -> Self {
         #if Verbs
-            guard (0...255).contains(c.port), c.service_level <= 15, c.traffic_class <= 255, c.gid_index >= -1 else {
+            guard (0...255).contains(c.port), c.service_level <= 15, c.traffic_class <= 255, c.gid_index >= -1
+            else {
                 throw Failure(
                     TE_EINVALID,
                     "nic: port 0 to 255, gid_index from -1, service_level up to 15, traffic_class up to 255")
@@ -117,7 +120,8 @@ extension Configuration.NIC {
             if c.megabits_per_second > 0 { options.megabitsPerSecond = c.megabits_per_second }
             return .verbs(options)
         #else
-            throw Failure(TE_EUNAVAILABLE, "this library was built without libibverbs; build with the trait Verbs")
+            throw Failure(
+                TE_EUNAVAILABLE, "this library was built without libibverbs; build with the trait Verbs")
         #endif
     }
 }

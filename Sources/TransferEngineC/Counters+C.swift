@@ -3,7 +3,9 @@ internal import Synchronization
 internal import TransferEngine
 
 @c @implementation
-public func te_count(_ engine: te_engine, _ immediate: UInt32, _ count: UnsafeMutablePointer<UInt64>?) -> Int32 {
+public func te_count(_ engine: te_engine, _ immediate: UInt32, _ count: UnsafeMutablePointer<UInt64>?)
+    -> Int32
+{
     call(engine, .engine) { box, _ throws(Failure) in
         let immediate = try immediateOf(immediate)
         // Negative where a lease has ended.
@@ -26,7 +28,9 @@ public func te_consume(
 }
 
 @c @implementation
-public func te_lease_begin(_ handle: te_engine, _ count: UInt32, _ lease: UnsafeMutablePointer<te_lease>?) -> Int32 {
+public func te_lease_begin(_ handle: te_engine, _ count: UInt32, _ lease: UnsafeMutablePointer<te_lease>?)
+    -> Int32
+{
     call(handle, .engine) { box, _ throws(Failure) in
         let result = try place(lease, "lease")
         let lease = try engine { () throws(TransferError) in try box.engine.lease(Int(count)) }

@@ -70,7 +70,8 @@ public func te_engine_address(
 public func te_engine_progress(_ engine: te_engine, _ happened: UnsafeMutablePointer<Int32>?) -> Int32 {
     call(engine, .engine, waits: true) { box, _ throws(Failure) in
         guard box.isManual else {
-            throw Failure(TE_EINVALID, "the engine has a thread that makes progress; open it with TE_PROGRESS_MANUAL")
+            throw Failure(
+                TE_EINVALID, "the engine has a thread that makes progress; open it with TE_PROGRESS_MANUAL")
         }
         let didSomething = box.engine.progress()
         happened?.pointee = didSomething ? 1 : 0

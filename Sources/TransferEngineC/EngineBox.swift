@@ -44,7 +44,8 @@ final class EngineBox: Sendable {
         guard forks == tei_forks() else {
             throw Failure(
                 TE_EWRONGTHREAD,
-                "the engine was opened before fork() and belongs to the parent process; open one in the child")
+                "the engine was opened before fork() and belongs to the parent process; open one in the child"
+            )
         }
         guard isManual else { return }
         let me = PlatformThread.token

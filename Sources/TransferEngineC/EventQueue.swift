@@ -183,7 +183,9 @@ final class EventQueue: Sendable {
         let seen = word.load(ordering: .sequentiallyConsistent)
         if state.withLock({ $0.count == 0 }) {
             // Looks again every millisecond: at `isClosing`, and for a wake-up that was missed.
-            withUnsafePointer(to: word) { te_futex_wait($0, seen, min(deadline - min(now, deadline), 1_000_000)) }
+            withUnsafePointer(to: word) {
+                te_futex_wait($0, seen, min(deadline - min(now, deadline), 1_000_000))
+            }
         }
         waiting.subtract(1, ordering: .sequentiallyConsistent)
     }

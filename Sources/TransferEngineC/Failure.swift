@@ -85,14 +85,20 @@ private let statuses: [(code: Int, name: StaticString, remedy: StaticString)] = 
     (TE_EOUTOFRANGE, "TE_EOUTOFRANGE", "Keep offset and length inside the region, or give a larger buffer."),
     (TE_EMALFORMED, "TE_EMALFORMED", "Send the descriptor's bytes whole and unchanged."),
     (TE_EUNSUPPORTEDVERSION, "TE_EUNSUPPORTEDVERSION", "Use the same version of the library on both sides."),
-    (TE_EACCESS, "TE_EACCESS", "Have the owner register the region with TE_REMOTE_WRITE and send its descriptor."),
+    (
+        TE_EACCESS, "TE_EACCESS",
+        "Have the owner register the region with TE_REMOTE_WRITE and send its descriptor."
+    ),
     (TE_ESTALE, "TE_ESTALE", "Get the owner's new descriptor and attach it."),
     (TE_EBACKPRESSURE, "TE_EBACKPRESSURE", "Poll events, wait for transfers, and submit again."),
     (TE_ELIMIT, "TE_ELIMIT", "Release what is not used, or raise the limit that the message names."),
     (TE_EUNREACHABLE, "TE_EUNREACHABLE", "Open both engines with a NIC of the same fabric."),
     (TE_EPEERLOST, "TE_EPEERLOST", "Connect and attach again once the peer is back."),
     (TE_EPROVIDER, "TE_EPROVIDER", "See the message; 'te info' shows the state of the NICs."),
-    (TE_ESTALLED, "TE_ESTALLED", "See the report: whether the peer lives, makes progress and was sent the same immediates."),
+    (
+        TE_ESTALLED, "TE_ESTALLED",
+        "See the report: whether the peer lives, makes progress and was sent the same immediates."
+    ),
     (TE_ECANCELLED, "TE_ECANCELLED", "Nothing to do: it was cancelled."),
     (TE_EUNAVAILABLE, "TE_EUNAVAILABLE", "'te info' shows what this machine has and what to install."),
     (TE_ECLOSED, "TE_ECLOSED", "Open another engine."),
@@ -101,7 +107,10 @@ private let statuses: [(code: Int, name: StaticString, remedy: StaticString)] = 
     (TE_EBUSY, "TE_EBUSY", "Wait for the transfers that use it, or cancel them."),
     (TE_ETIMEDOUT, "TE_ETIMEDOUT", "Wait again, or cancel."),
     (TE_EUNPROVEN, "TE_EUNPROVEN", "Have the target's owner revoke the region before its memory is reused."),
-    (TE_EWRONGTHREAD, "TE_EWRONGTHREAD", "Call it from a thread of the process that opened the engine, outside of callbacks."),
+    (
+        TE_EWRONGTHREAD, "TE_EWRONGTHREAD",
+        "Call it from a thread of the process that opened the engine, outside of callbacks."
+    ),
 ]
 
 private func text(_ string: StaticString) -> UnsafePointer<CChar> {

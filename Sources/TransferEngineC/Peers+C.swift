@@ -50,7 +50,8 @@ public func te_remote_info(
 
 @c @implementation
 public func te_peer_connect(
-    _ handle: te_engine, _ address: UnsafeRawPointer?, _ length: UInt64, _ peer: UnsafeMutablePointer<te_peer>?
+    _ handle: te_engine, _ address: UnsafeRawPointer?, _ length: UInt64,
+    _ peer: UnsafeMutablePointer<te_peer>?
 ) -> Int32 {
     call(handle, .engine) { box, _ throws(Failure) in
         let peer = try place(peer, "peer")
@@ -136,7 +137,9 @@ public func te_group_destroy(_ group: te_group) -> Int32 {
 
 extension Objects {
     /// Ends one handle's use of an attachment. Returns whether it was the last one.
-    fileprivate mutating func release(_ memory: RemoteMemory, of engine: TransferEngine) throws(Failure) -> Bool {
+    fileprivate mutating func release(_ memory: RemoteMemory, of engine: TransferEngine) throws(Failure)
+        -> Bool
+    {
         let handles = attachments[memory] ?? 1
         guard handles == 1 else {
             attachments[memory] = handles - 1

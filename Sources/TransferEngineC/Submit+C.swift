@@ -89,7 +89,9 @@ extension Objects {
         _ c: te_operation, _ box: EngineBox, _ onEnd: TransferCallback?
     ) throws(Failure) -> Transfer {
         let (source, target) = (try region(c.source), try remote(c.target))
-        let (from, to) = (try integer(c.source_offset, "source_offset"), try integer(c.target_offset, "target_offset"))
+        let (from, to) = (
+            try integer(c.source_offset, "source_offset"), try integer(c.target_offset, "target_offset")
+        )
         let byteCount = try integer(c.byte_count, "byte_count")
         let immediate = try c.optionalImmediate()
         let transfer = try engine { () throws(TransferError) in
@@ -142,7 +144,8 @@ extension Objects {
         let target = try target(c.target)
         let immediate = try c.requiredImmediate()
         let transfer = try engine { () throws(TransferError) in
-            try box.engine.send(immediate: immediate, to: target, timeout: duration(c.timeout_ns), onEnd: onEnd)
+            try box.engine.send(
+                immediate: immediate, to: target, timeout: duration(c.timeout_ns), onEnd: onEnd)
         }
         note(transfer, Use(generation: transfer.generation, target: target))
         return transfer

@@ -161,7 +161,8 @@ extension EngineBox {
         _ transfer: Transfer, _ timeout: Int64, _ onReceipt: @escaping @Sendable (CancelReceipt) -> Void
     ) throws(Failure) {
         do throws(TransferError) {
-            try engine.cancel(transfer, timeout: timeout < 0 ? nil : .nanoseconds(timeout), onReceipt: onReceipt)
+            try engine.cancel(
+                transfer, timeout: timeout < 0 ? nil : .nanoseconds(timeout), onReceipt: onReceipt)
         } catch {
             throw Failure(error)
         }
