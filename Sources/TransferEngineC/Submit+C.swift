@@ -185,10 +185,12 @@ extension Objects {
         let count = try integer(c.count, "count")
         var senders: [Peer] = []
         for sender in try list(c.senders, c.sender_count, "senders") { senders.append(try peer(sender)) }
-        return try engine { () throws(TransferError) in
+        let transfer = try engine { () throws(TransferError) in
             try box.engine.expect(
                 immediate, count: count, from: senders, timeout: duration(c.timeout_ns), onReached: onEnd)
         }
+        note(transfer, Use(generation: transfer.generation))
+        return transfer
     }
 }
 
