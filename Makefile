@@ -56,6 +56,7 @@ test: setup lint
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
 	swift run --package-path examples/push push
+	$(MAKE) test-c test-python
 	$(MAKE) test-rdma
 
 # Every decoder of foreign bytes under libFuzzer, SECONDS for each: docs/reliability.md.
@@ -121,6 +122,8 @@ docs:
 
 format:
 	swift format --in-place --recursive $(SOURCES)
+
+include dev/bindings.mk
 
 clean:
 	rm -rf .build .build-* examples/push/.build

@@ -27,6 +27,8 @@ let package = Package(
     name: "transfer-engine",
     products: [
         .library(name: "TransferEngine", targets: ["TransferEngine"]),
+        // The C interface, with the Swift runtime inside: `make lib`.
+        .library(name: "transferengine", type: .dynamic, targets: ["TransferEngineC"]),
         .executable(name: "te", targets: ["te"]),
     ],
     traits: [
@@ -64,6 +66,23 @@ let package = Package(
                     name: "Crypto", package: "swift-crypto", condition: .when(traits: ["Authentication"])),
             ],
             swiftSettings: hot + safe),
+        .target(name: "CTransferEngine"),
+        // C types at every border: `unsafe` would be everywhere. Boundary.swift is where pointers of callers are read.
+        .target(
+            name: "TransferEngineC",
+            dependencies: [
+                "CTransferEngine", "TransferEngine", "SharedMemoryProvider", "Platform", "CPlatform",
+                libfabric, verbs,
+            ],
+            exclude: ["exports.map"], swiftSettings: hot,
+            linkerSettings: [
+                .unsafeFlags([
+                    "-static-stdlib", "-Xlinker", "-soname=libtransferengine.so.0", "-Xlinker",
+                    "--gc-sections",
+                    "-Xlinker",
+                    "--version-script=\(Context.packageDirectory)/Sources/TransferEngineC/exports.map",
+                ])
+            ]),
         .target(
             name: "Simulation", dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore"],
             swiftSettings: hot + safe),

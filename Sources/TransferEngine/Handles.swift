@@ -34,7 +34,7 @@ public struct RemoteMemory: Hashable, Sendable {
 public struct Peer: Hashable, Sendable {
     /// The name that the engine gave itself.
     public let name: String
-    let landing: RemoteMemory
+    package let landing: RemoteMemory
 
     /// The engine's identity.
     public var engine: EngineID { landing.engine }
@@ -60,8 +60,16 @@ public struct PeerGroup: Sendable {
 
 /// A submitted operation: look at it, wait for it or await it through the engine. A plain value.
 public struct Transfer: Hashable, Sendable {
-    let index: UInt32
-    let generation: UInt32
+    /// Its place in the engine's table, below `Limits.transfers`; `.max` when it was complete at once.
+    package let index: UInt32
+    /// Which use of that place it is.
+    package let generation: UInt32
+
+    /// Any two numbers are a transfer: one that has never been has ended.
+    package init(index: UInt32, generation: UInt32) {
+        self.index = index
+        self.generation = generation
+    }
 
     /// A transfer that was complete when it was submitted.
     static let complete = Transfer(index: .max, generation: 0)

@@ -223,4 +223,12 @@ extension TransferEngine {
     public func receive(_ handler: @escaping MessageHandler) throws(TransferError) {
         try perform { group throws(TransferError) in unsafe group.messages.open(handler) }
     }
+
+    /// Opens the receive pool to a receiver that has room for so many messages only. While `isReady` is false senders are
+    /// pushed back, as they are before there is a pool; it is asked on the progress thread between polls of the NICs.
+    package func receive(
+        while isReady: @escaping @Sendable () -> Bool, _ handler: @escaping MessageHandler
+    ) throws(TransferError) {
+        try perform { group throws(TransferError) in unsafe group.messages.open(handler, while: isReady) }
+    }
 }

@@ -63,8 +63,9 @@ extension TransferEngine {
         if case .failed(let error) = status(of: transfer) { throw error }
     }
 
-    /// Calls `body` when the transfer has ended, at once if it has, on the progress thread otherwise.
-    private func whenEnded(
+    /// Calls `body` when the transfer has ended, at once if it has, on the progress thread otherwise; never when the engine is
+    /// closed before.
+    package func whenEnded(
         _ transfer: Transfer, _ body: @escaping @Sendable (Result<Void, TransferError>) -> Void
     ) {
         let isWaiting = group.outcomes.withLock { outcomes in

@@ -62,9 +62,13 @@ extension DomainGroup {
 @safe final class MessageInbox {
     private var backlog: [(EngineID, [UInt8])] = []
     private var handler: MessageHandler?
+    private var isReady: (@Sendable () -> Bool)?
 
-    /// Without a receive pool and with a full backlog nothing more is polled: senders are pushed back.
-    var isFull: Bool { backlog.count > Limits.messageBacklog - Limits.completionsPerPoll }
+    /// With a full backlog, or a handler that is not ready, nothing more is polled: senders are pushed back.
+    var isFull: Bool {
+        if let isReady { return !isReady() }
+        return backlog.count > Limits.messageBacklog - Limits.completionsPerPoll
+    }
 
     func deliver(_ bytes: UnsafeRawBufferPointer, from sender: EngineID) {
         if let handler = unsafe handler {
@@ -74,8 +78,9 @@ extension DomainGroup {
         }
     }
 
-    func open(_ handler: MessageHandler?) {
+    func open(_ handler: MessageHandler?, while isReady: (@Sendable () -> Bool)? = nil) {
         unsafe self.handler = handler
+        self.isReady = isReady
         guard let handler = unsafe handler else { return }
         let early = backlog
         backlog = []

@@ -77,7 +77,7 @@ enum Rules {
         }
     }
 
-    private static let cModules: Set<String> = ["CPlatform", "CLibfabric", "CVerbs"]
+    private static let cModules: Set<String> = ["CPlatform", "CLibfabric", "CVerbs", "CTransferEngine"]
 
     /// Which modules each module may know.
     private static let arrows: [String: Set<String>] = [
@@ -93,6 +93,10 @@ enum Rules {
         ],
         "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine"],
         // The provider modules only for their option types, which appear in the engine's configuration.
+        "TransferEngineC": [
+            "CTransferEngine", "TransferEngine", "Platform", "CPlatform", "SharedMemoryProvider",
+            "LibfabricProvider", "VerbsProvider",
+        ],
         "te": [
             "TransferEngine", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
             "LibfabricProvider", "VerbsProvider",
@@ -163,6 +167,8 @@ enum Rules {
                 let kind = words.firstIndex(where: { declarations.contains($0) }), kind > place
             else { return nil }
             let name = kind + 1 < words.count ? words[kind + 1] : ""
+            // What implements a C header is described there.
+            if words[..<place].contains("@implementation") { return nil }
             if words[kind] == "init" || witnesses.contains(name) || words[kind] == "import" { return nil }
             var above = line - 1
             while above >= 0, code(file.lines[above]).hasPrefix("@") { above -= 1 }

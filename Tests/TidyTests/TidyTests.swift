@@ -120,6 +120,7 @@ import Testing
         #expect(complaints(Rules.publicIsDocumented, "    public private(set) var a = 0") == 1)
         #expect(complaints(Rules.publicIsDocumented, "    public var description: String {") == 0)
         #expect(complaints(Rules.publicIsDocumented, "    func a() {") == 0)
+        #expect(complaints(Rules.publicIsDocumented, "@c @implementation public func a() {") == 0)
     }
 
     @Test func unsafeMarksAreCounted() {

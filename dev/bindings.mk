@@ -1,0 +1,45 @@
+# The C library and the Python package: make lib | install | test-c | wheel | test-python | bench-python.
+VERSION := 0.1.0
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+PYTHON ?= python3
+LIBRARY := libtransferengine.so.0
+HEADER := Sources/CTransferEngine/include/transfer_engine.h
+STAGE := .build/stage
+
+.PHONY: lib install test-c wheel test-python bench-python
+
+# One library with the Swift runtime inside; libfabric and libibverbs are loaded at run time where they are.
+lib: PACKAGES += binutils
+lib: setup
+	swift build -c release --product transferengine
+	@mkdir -p .build/lib
+	strip --strip-unneeded -o .build/lib/$(LIBRARY) .build/release/libtransferengine.so
+	ln -sf $(LIBRARY) .build/lib/libtransferengine.so
+
+install: lib
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+	install -m 755 .build/lib/$(LIBRARY) $(DESTDIR)$(LIBDIR)/$(LIBRARY)
+	ln -sf $(LIBRARY) $(DESTDIR)$(LIBDIR)/libtransferengine.so
+	install -m 644 $(HEADER) $(DESTDIR)$(INCLUDEDIR)/transfer_engine.h
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' \
+	  dev/transfer-engine.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/transfer-engine.pc
+
+# Against the installed header and library, as a user would.
+test-c: PACKAGES += binutils gcc g++ libc6-dev pkg-config
+test-c: setup
+	@rm -rf $(STAGE)
+	$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/$(STAGE) PREFIX=/usr
+	Tests/CInterface/run $(CURDIR)/$(STAGE)/usr
+
+wheel: PACKAGES += binutils gcc libc6-dev python3-dev python3-venv
+wheel: lib
+	swift build -c release --product te --static-swift-stdlib --scratch-path .build/static
+	VERSION=$(VERSION) python/build-wheel $(PYTHON)
+
+test-python: wheel
+	python/run-tests $(PYTHON) $(ARGS)
+
+bench-python: wheel
+	Benchmarks/python/run $(PYTHON) $(ARGS)
