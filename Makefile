@@ -15,7 +15,7 @@ SOURCES := Package.swift Sources Tests IntegrationTests examples/push/Package.sw
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test setup-rdma test-rdma rdma-shell sim mutants chaos bench bench-peers bench-netns docs format \
+.PHONY: setup model demo test setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-netns docs format \
   lint clean
 
 setup:
@@ -84,6 +84,18 @@ chaos: SECONDS ?= 60
 chaos: setup
 	swift build -c release --product te-peer
 	IntegrationTests/chaos/run .build/release/te-peer --seconds $(SECONDS) $(ARGS)
+
+# Data races, and memory that is used after its end or leaks: the unit and conformance suites and processes under chaos, nightly.
+# TSan does not see other processes; what providers do through libfabric is not instrumented.
+SANITIZED := TransferCoreTests|TransferEngineTests|SimulatedProviderTests|SimulationTests|ProviderConformanceTests
+sanitize: setup
+	for kind in thread address; do \
+	  swift build --build-tests --sanitize=$$kind --scratch-path .build/$$kind && \
+	  TSAN_OPTIONS="suppressions=$$PWD/dev/tsan.supp halt_on_error=0 exitcode=66" \
+	  LSAN_OPTIONS="suppressions=$$PWD/dev/lsan.supp" \
+	  swift test --skip-build --disable-xctest --sanitize=$$kind --scratch-path .build/$$kind --filter '$(SANITIZED)' && \
+	  IntegrationTests/chaos/run .build/$$kind/debug/te-peer --seconds 20 || exit 1; \
+	done
 
 # Beside the machine's limits; and instructions for each work request, counted by valgrind.
 bench: PACKAGES += valgrind
