@@ -85,16 +85,13 @@ chaos: setup
 	swift build -c release --product te-peer
 	IntegrationTests/chaos/run .build/release/te-peer --seconds $(SECONDS) $(ARGS)
 
-# Memory that is used after its end or leaks, and data races as far as the compiler instruments (docs/reliability.md): for the night.
+# Memory that is used after its end, or leaks: for the night. Races: docs/reliability.md.
 SANITIZED := TransferCoreTests|TransferEngineTests|SimulatedProviderTests|SimulationTests|ProviderConformanceTests
 sanitize: setup
 	swift build --build-tests --sanitize=address --scratch-path .build/address
 	LSAN_OPTIONS="suppressions=$$PWD/dev/lsan.supp" swift test --skip-build --disable-xctest --sanitize=address \
 	  --scratch-path .build/address --filter '$(SANITIZED)'
 	ASAN_OPTIONS=detect_leaks=0 IntegrationTests/chaos/run .build/address/debug/te-peer --seconds 20
-	TE_THREAD_SANITIZER=1 swift build --build-tests --scratch-path .build/thread
-	TE_THREAD_SANITIZER=1 swift test --skip-build --disable-xctest --scratch-path .build/thread \
-	  --filter 'TransferCoreTests|TransferEngineTests|SimulatedProviderTests|SimulationTests'
 
 # Beside the machine's limits; and instructions for each work request, counted by valgrind.
 bench: PACKAGES += valgrind

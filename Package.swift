@@ -125,18 +125,3 @@ let package = Package(
     ],
     swiftLanguageModes: [.v6]
 )
-
-// `make sanitize`: the thread sanitizer of Swift 6.3.1 breaks off ("Invalid bitcast") in the providers for real memory and NICs, so
-// only what it compiles is instrumented.
-if Context.environment["TE_THREAD_SANITIZER"] != nil {
-    for target in package.targets {
-        let isCompiled = ["TransferCore", "TransferEngine", "SimulatedProvider", "Simulation"].contains(
-            target.name)
-        if isCompiled {
-            target.swiftSettings = (target.swiftSettings ?? []) + [.unsafeFlags(["-sanitize=thread"])]
-        }
-        if target.type == .test || target.type == .executable {
-            target.linkerSettings = [.unsafeFlags(["-sanitize=thread"])]
-        }
-    }
-}
