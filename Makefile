@@ -15,8 +15,8 @@ SOURCES := Package.swift Sources Tests Fuzz IntegrationTests examples/push/Packa
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos bench bench-peers bench-netns bench-rdma \
-  docs format lint clean
+.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-netns \
+  bench-rdma docs format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -91,6 +91,14 @@ chaos: SECONDS ?= 60
 chaos: setup
 	swift build -c release --product te-peer
 	IntegrationTests/chaos/run .build/release/te-peer --seconds $(SECONDS) $(ARGS)
+
+# Memory that is used after its end, or leaks: for the night. Races: docs/reliability.md.
+SANITIZED := TransferCoreTests|TransferEngineTests|SimulatedProviderTests|SimulationTests|ProviderConformanceTests
+sanitize: setup
+	swift build --build-tests --sanitize=address --scratch-path .build/address
+	LSAN_OPTIONS="suppressions=$$PWD/dev/lsan.supp" swift test --skip-build --disable-xctest --sanitize=address \
+	  --scratch-path .build/address --filter '$(SANITIZED)'
+	ASAN_OPTIONS=detect_leaks=0 IntegrationTests/chaos/run .build/address/debug/te-peer --seconds 20
 
 # Beside the machine's limits; and instructions for each work request, counted by valgrind.
 bench: PACKAGES += valgrind

@@ -79,17 +79,22 @@ struct ChaosPattern {
     var bytes: Int { pages * Self.pageBytes }
     static let longest = 200 * pageBytes
 
-    func byte(_ place: Int) -> UInt8 {
-        var word = seed &+ UInt64(place >> 3) &* 0x9E37_79B9_7F4A_7C15
+    /// The eight bytes of a word.
+    private func word(_ number: Int) -> UInt64 {
+        var word = seed &+ UInt64(number) &* 0x9E37_79B9_7F4A_7C15
         word = (word ^ word >> 30) &* 0xBF58_476D_1CE4_E5B9
-        return UInt8(truncatingIfNeeded: (word ^ word >> 27) >> UInt64(8 * (place & 7)))
+        return word ^ word >> 27
     }
 
     func fill(_ memory: UnsafeMutableRawBufferPointer) {
-        for place in 0..<bytes { memory[place] = byte(place) }
+        for number in 0..<bytes / 8 {
+            memory.storeBytes(of: word(number), toByteOffset: 8 * number, as: UInt64.self)
+        }
     }
 
     func matches(_ memory: UnsafeMutableRawBufferPointer) -> Bool {
-        (0..<bytes).allSatisfy { memory[$0] == byte($0) }
+        for number in 0..<bytes / 8
+        where memory.load(fromByteOffset: 8 * number, as: UInt64.self) != word(number) { return false }
+        return true
     }
 }

@@ -30,6 +30,8 @@ final class ChaosPeer {
     /// Messages to the peer that have not ended.
     private final class Messages: Sendable { let pending = Atomic<Int>(0) }
 
+    private static let untouched = [UInt8](repeating: 0xA5, count: ChaosPattern.longest + 4096)
+
     private enum Kind: UInt8 { case want, grant, done, undone, doubtful }
 
     init(_ node: ChaosNode, _ mine: Int, _ index: Int, _ address: EngineAddress) throws {
@@ -191,7 +193,7 @@ final class ChaosPeer {
     private func grant(_ round: UInt64) {
         guard round > lastRound else { return }
         if let old = receiving?.round { finish(old, isQuiet: false) }
-        if !frozen.isEmpty, !target.bytes.elementsEqual(frozen) {
+        if !frozen.isEmpty, memcmp(target.baseAddress, frozen, frozen.count) != 0 {
             node.violate("bytes of node \(index) changed after its round had ended")
         }
         lastRound = round
@@ -224,8 +226,10 @@ final class ChaosPeer {
 
     private func check(_ round: UInt64, _ lease: ImmediateLease) {
         let pattern = ChaosPattern(from: index, round: round)
+        let rest = target.byteCount - pattern.bytes
         let isRight =
-            pattern.matches(target.bytes) && target.bytes[pattern.bytes...].allSatisfy { $0 == 0xA5 }
+            pattern.matches(target.bytes)
+            && memcmp(target.baseAddress + pattern.bytes, Self.untouched, rest) == 0
         if !isRight {
             node.violate("wrong bytes from node \(index), \(pattern.bytes) of them, round \(round)")
         }

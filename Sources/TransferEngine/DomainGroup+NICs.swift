@@ -24,27 +24,25 @@ extension DomainGroup {
         hot.value.nicSets.append(set)
         for index in 0..<UInt32(attachments.count)
         where attachments[index].generation != 0 && !attachments[index].isNarrower {
-            try narrow(index, to: set)
+            try narrow(index, to: hot.value.nicSets.count - 1)
         }
     }
 
     /// Makes the target reachable from regions on some NICs only.
     func narrow(_ index: UInt32) throws(TransferError) {
-        for set in hot.value.nicSets { try narrow(index, to: set) }
+        for number in hot.value.nicSets.indices { try narrow(index, to: number) }
     }
 
-    private func narrow(_ index: UInt32, to set: UInt8) throws(TransferError) {
+    private func narrow(_ index: UInt32, to number: Int) throws(TransferError) {
+        let set = hot.value.nicSets[number]
         guard attachments[index].nics & set != attachments[index].nics else { return }
         let made = narrower(attachments[index], set)
-        var place = UInt32.max
-        if made.rails.count > 0 {
-            guard let free = freeAttachments.pop() else {
-                throw TransferError(.limitReached, "\(Limits.attachments) regions are attached; detach some")
-            }
-            place = free
-            attachments[place] = made
+        guard made.rails.count > 0 else { return }
+        guard let place = freeAttachments.pop() else {
+            throw TransferError(.limitReached, "\(Limits.attachments) regions are attached; detach some")
         }
-        attachments[index].narrower.append(Attachment.Narrower(nics: set, index: place))
+        attachments[place] = made
+        attachments[index].narrower[number] = place
     }
 
     private func narrower(_ whole: borrowing Attachment, _ set: UInt8) -> Attachment {
@@ -75,9 +73,9 @@ extension DomainGroup {
     /// Ends an attachment: its imports, the narrower ones that share them, and its entry. Its index stays taken.
     func detach(_ index: UInt32) {
         let attachment = exchange(&attachments[index], with: Attachment())
-        for narrower in attachment.narrower where narrower.index != .max {
-            detach(narrower.index)
-            freeAttachments.push(narrower.index)
+        for number in attachment.narrower.indices where attachment.narrower[number] != .max {
+            detach(attachment.narrower[number])
+            freeAttachments.push(attachment.narrower[number])
         }
         for detour in attachment.detours {
             attachments[detour.index] = Attachment()
@@ -96,11 +94,11 @@ extension DomainGroup {
     @inline(__always)
     func attachment(from source: UInt32, to target: UInt32) -> UInt32 {
         let set = regions[source].nics
-        return attachments[target].nics & ~set == 0 ? target : narrowerAttachment(from: set, to: target)
+        return attachments[target].nics & ~set == 0 ? target : narrowerAttachment(from: source, to: target)
     }
 
     @inline(never)
-    private func narrowerAttachment(from set: UInt8, to target: UInt32) -> UInt32 {
-        attachments[target].narrower.first { $0.nics == set }?.index ?? .max
+    private func narrowerAttachment(from source: UInt32, to target: UInt32) -> UInt32 {
+        attachments[target].narrower[regions[source].nicSet]
     }
 }

@@ -9,6 +9,8 @@ struct RegionEntry {
     var length = 0
     /// Bit `i` is set when the region is registered on NIC `i`.
     var nics: UInt8 = 0
+    /// The place of `nics` in `Hot.nicSets`, when it is not all of them.
+    var nicSet = 0
     /// `DomainKey.local` for each NIC.
     var localKeys = InlineArray<8, UInt64>(repeating: 0)
 }
@@ -33,21 +35,16 @@ struct Attachment: ~Copyable {
     var completesAtOnce = false
     /// The NICs of this engine on which the rails begin.
     var nics: UInt8 = 0
-    /// The same target over fewer NICs, for sources that are registered on some only.
-    var narrower: [Narrower] = []
+    /// The same target over fewer NICs, for sources that are registered on some only: an attachment for each of
+    /// `Hot.nicSets`, `.max` when none of those NICs reaches the target. An entry is written before any region of that set
+    /// is handed out, and not afterwards, so that submitters may read it.
+    var narrower = InlineArray<4, UInt32>(repeating: .max)
     /// Whether this is such a narrower one, whose imports belong to another.
     var isNarrower = false
     /// The same target over the links that are up, made when some are down; the bits are rails of this attachment.
     var detours: [(rails: UInt16, index: UInt32)] = []
     /// For a detour, the attachment that it was made for; `.max` is itself.
     var root = UInt32.max
-
-    /// An attachment that shares the imports of another one, for sources on `nics`.
-    struct Narrower {
-        var nics: UInt8
-        /// `.max` when none of those NICs reaches the target.
-        var index: UInt32
-    }
 }
 
 /// What requests from one region over one rail have in common, and the only place where offsets become addresses.

@@ -195,7 +195,7 @@ extension TransferEngine {
         var keys: [DomainKey?] = []
         var entry = RegionEntry(
             generation: local.generation, base: UInt(bitPattern: unsafe local.base), length: local.length,
-            nics: nics)
+            nics: nics, nicSet: group.hot.value.nicSets.firstIndex(of: nics) ?? 0)
         do throws(TransferError) {
             for domain in 0..<group.domains.count {
                 let key = nics & 1 << UInt8(domain) != 0 ? try group.domains[domain].register(local) : nil
