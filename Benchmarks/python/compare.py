@@ -62,10 +62,11 @@ def main():
             is_good &= ratio >= REQUIRED[peer]
             print(f"{size:>9} {peer:>7} {statistics.median(ours):>12.2f} {statistics.median(best):>9.2f} {ratio:>6.2f} "
                   f"{(ratios[-1] - ratios[0]) / ratio:>7.2f} {REQUIRED[peer]:>9.2f}")
-    for row in rows([options.python, HERE / "latency.py", 1000]):
-        limit = f"required {REQUIRED_US} us" if row["test"] == "await" else "the event loop's own share"
-        is_good &= row["test"] != "await" or row["us_p50"] <= REQUIRED_US
-        print(f"{row['test']}: {row['us_p50']} us p50, {row['us_p99']} us p99 ({limit})")
+    print(f"{'latency':>9} {'engine':>9} {'us p50':>7} {'us p99':>7}")
+    for row in rows([options.python, HERE / "latency.py", 500]):
+        print(f"{row['test']:>9} {row['progress']:>9} {row['us_p50']:>7.1f} {row['us_p99']:>7.1f}")
+        # An adaptive engine sleeps as well: the system wakes two threads, one after the other.
+        is_good &= (row["test"], row["progress"]) != ("await", "busy") or row["us_p50"] <= REQUIRED_US
     if options.check and not is_good:
         raise SystemExit(1)
 
