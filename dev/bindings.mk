@@ -33,7 +33,10 @@ test-c: setup
 	$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/$(STAGE) PREFIX=/usr
 	Tests/CInterface/run $(CURDIR)/$(STAGE)/usr
 
-wheel: PACKAGES += binutils gcc libc6-dev python3-dev python3-venv
+# Debian's Python has its headers and venv in packages of their own; other Pythons bring them along.
+PYTHON_PACKAGES = $(shell $(PYTHON) -c "import os, sysconfig as s; os.path.exists(s.get_path('include') + '/Python.h') or print('python3-dev')") \
+  $(shell $(PYTHON) -c "import ensurepip" 2>/dev/null || echo python3-venv)
+wheel: PACKAGES += binutils gcc libc6-dev $(PYTHON_PACKAGES)
 wheel: lib
 	swift build -c release --product te --static-swift-stdlib --scratch-path .build/static
 	VERSION=$(VERSION) python/build-wheel $(PYTHON)

@@ -22,6 +22,7 @@ def decoder(channel, nic):
         got = region.numpy("uint64", shape=(PAGES, PAGE // 8))
         channel.send(all((got[page] == PAGES - 1 - page).all() for page in range(PAGES)))
         engine.send(prefill, b"done").wait()
+        channel.send("sent")
         del got
         channel.recv()
 
@@ -46,6 +47,8 @@ def test_pages_between_processes(nic):
             while not (messages := engine.receive()):
                 assert engine.poll(20)
             assert messages[0][1] == b"done"
+            # Whoever closes at once does not acknowledge any more.
+            assert here.poll(30) and here.recv() == "sent"
             here.send("end")
         process.join(30)
         assert process.exitcode == 0

@@ -121,8 +121,12 @@ class Engine(Operations):
     def __enter__(self) -> "Engine":
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        self.close()
+    def __exit__(self, kind: Any, *unused: object) -> None:
+        try:
+            self.close()
+        except BufferError:
+            if kind is None:  # otherwise what went wrong is worth more
+                raise
 
     def __del__(self) -> None:
         if getattr(self, "_handle", 0):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional, Sequence, Tuple
 
 from . import _native
 from .config import Digest
+from .errors import Busy
 
 if TYPE_CHECKING:
     import numpy
@@ -87,8 +88,12 @@ class Region(_native.Memory):
     def __enter__(self) -> "Region":
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        self.close()
+    def __exit__(self, kind: Any, *unused: object) -> None:
+        try:
+            self.close()
+        except (BufferError, Busy):
+            if kind is None:  # otherwise what went wrong is worth more
+                raise
 
     def __repr__(self) -> str:
         return f"<Region of {self.nbytes} bytes>" if self._handle else "<Region, closed>"
