@@ -27,6 +27,7 @@ let package = Package(
     name: "transfer-engine",
     products: [
         .library(name: "TransferEngine", targets: ["TransferEngine"]),
+        .library(name: "ExpertParallel", targets: ["ExpertParallel"]),
         .executable(name: "te", targets: ["te"]),
     ],
     traits: [
@@ -60,6 +61,9 @@ let package = Package(
                 libfabric, verbs,
             ],
             swiftSettings: hot + safe),
+        .target(
+            name: "ExpertParallel", dependencies: ["TransferEngine", "Platform", "CPlatform"],
+            swiftSettings: hot),
         .target(
             name: "Simulation", dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore"],
             swiftSettings: hot + safe),
@@ -95,6 +99,13 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider", "Simulation"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "ExpertParallelTests",
+            dependencies: [
+                "ExpertParallel", "TransferEngine", "SimulatedProvider", "Platform", "CAllocationCounter",
+                libfabric,
+            ],
             swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
