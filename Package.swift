@@ -70,7 +70,7 @@ let package = Package(
         .executableTarget(
             name: "te",
             dependencies: [
-                "TransferEngine", "Simulation", "Platform", "CPlatform", libfabric, verbs,
+                "TransferEngine", "ExpertParallel", "Simulation", "Platform", "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),

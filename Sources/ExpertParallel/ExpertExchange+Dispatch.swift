@@ -10,7 +10,7 @@ extension ExpertExchange {
     ///   - index: The micro-batch; its last step has ended.
     ///   - tokens: What to send. Nobody changes it until `combineReceive` has returned.
     /// - Throws: `invalidArgument` for tokens that cannot be; `limitReached` when too much memory is in quarantine since ranks
-    ///   were lost, and `stalled` when one of them may still read ours: then make a new exchange.
+    ///   were lost: then make a new exchange.
     /// - Complexity: O(tokens * topK * hidden) bytes are copied.
     public func dispatchSend(_ index: Int, _ tokens: TokenBatch) throws(TransferError) {
         _ = try wait { () throws(TransferError) -> Bool? in try tryDispatchSend(index, tokens) ? true : nil }
@@ -28,18 +28,23 @@ extension ExpertExchange {
 
     /// Whether nothing reads the memory that a step sends from.
     private func isQuiet(_ batch: MicroBatch) throws(TransferError) -> Bool {
+        guard hasSettled(batch), !batch.receipts.areDue else { return false }
+        guard batch.receipts.isUnproven else { return true }
+        // A lost rank cannot prove that it does not read any more. Memory that is registered anew is not what it could read.
+        for other in batches where !hasSettled(other) || other.receipts.areDue { return false }
+        send = try engine.revoke(send)
+        for other in batches { other.receipts.forgive() }
+        return true
+    }
+
+    /// Whether all writes of the micro-batch to ranks that live have ended.
+    private func hasSettled(_ batch: MicroBatch) -> Bool {
         for rank in 0..<configuration.ranks where peers[rank].isLive {
             let link = batch.links[rank]
             guard settle(link.rowsWrite, rank), settle(link.dispatchWrite, rank),
                 settle(link.chunkWrite, rank),
-                settle(link.grantWrite, rank), settle(link.resultWrite, rank)
+                settle(link.grantWrite, rank), settle(link.resultPages, rank), settle(link.resultWrite, rank)
             else { return false }
-        }
-        if batch.receipts.areDue { return false }
-        guard !batch.receipts.isUnproven else {
-            throw TransferError(
-                .stalled,
-                "a lost rank may still read the memory of micro-batch \(batch.index); make a new exchange")
         }
         return true
     }

@@ -24,6 +24,7 @@ extension ExpertExchange {
             grantRoom(batch)
             batch.isEager = layOutByHeaders(batch)
             batch.isPlanned = true
+            batch.waitStart = 0
         }
         guard rowsAreHere(batch) else { return nil }
         if !batch.isEager {
@@ -78,7 +79,7 @@ extension ExpertExchange {
     private func readHeader(_ batch: MicroBatch, _ rank: Int) {
         let header = Header(slot(batch, rank))
         guard header.step == batch.step, header.rows <= UInt32(configuration.maximumTokens),
-            header.resultBase <= UInt32(configuration.resultRows)
+            header.resultBase <= UInt32(configuration.resultCapacity)
         else { return lose(rank, malformed(rank, "a header")) }
         batch.links[rank].rowsFrom = Int(header.rows)
         batch.links[rank].theirBase = Int(header.resultBase)

@@ -49,7 +49,7 @@ public final class ExpertExchange {
     /// 0, 1, 2, ...: the pages of rows that lie behind each other.
     let iota: Table<UInt32>
     let receive: MemoryRegion
-    let send: MemoryRegion
+    var send: MemoryRegion
     let isManual: Bool
     private let lease: ImmediateLease
     private var isConnected = false

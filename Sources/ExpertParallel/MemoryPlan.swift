@@ -78,7 +78,7 @@ public struct MemoryPlan: Hashable, Sendable {
     /// Bytes of the room.
     var roomBytes: Int { format.block(roomRows).byteCount }
     /// Bytes of the memory for results.
-    var resultBytes: Int { configuration.resultRows * configuration.resultBytes }
+    var resultBytes: Int { configuration.resultCapacity * configuration.resultBytes }
 
     var slotsOffset: Int { grantBytes }
     var roomOffset: Int { slotsOffset + configuration.ranks * slotBytes }

@@ -146,4 +146,6 @@ final class Receipts: Sendable {
     /// Whether one is due; pairs with the subtraction in `end`.
     var areDue: Bool { due.load(ordering: .acquiring) != 0 }
     var isUnproven: Bool { unproven.load(ordering: .relaxed) != 0 }
+    /// The memory is registered anew.
+    func forgive() { unproven.store(0, ordering: .relaxed) }
 }

@@ -60,6 +60,12 @@ extension ExpertConfiguration {
 
     /// Most rows of results that a rank gets back in one step.
     var resultRows: Int { maximumTokens * (reduction == .sender ? min(topK, ranks) : topK) }
+
+    /// Rows of the memory for results: more than a step needs, for what lost ranks may still write to. A quarter, or the shares of
+    /// two ranks when that is more; nobody is lost when there is nobody else.
+    var resultCapacity: Int {
+        ranks == 1 ? resultRows : resultRows + max((resultRows + 3) / 4, (2 * resultRows + ranks - 1) / ranks)
+    }
 }
 
 /// What a source tells a target about one step, in front of the first rows.

@@ -73,6 +73,7 @@ final class Ranks {
         guard let network else { return }
         for _ in 0..<16 where !network.step() {
             network.advance(by: 1_000_000)
+            for (rank, engine) in engines.enumerated() where !dead.contains(rank) { _ = engine.tick() }
             return
         }
     }

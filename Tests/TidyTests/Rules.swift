@@ -95,7 +95,7 @@ enum Rules {
         "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine"],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "te": [
-            "TransferEngine", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
+            "TransferEngine", "ExpertParallel", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
             "LibfabricProvider", "VerbsProvider",
         ],
     ]
