@@ -65,7 +65,8 @@ let package = Package(
             name: "ExpertParallel", dependencies: ["TransferEngine", "Platform", "CPlatform"],
             swiftSettings: hot),
         .target(
-            name: "Simulation", dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore"],
+            name: "Simulation",
+            dependencies: ["TransferEngine", "ExpertParallel", "SimulatedProvider", "TransferCore"],
             swiftSettings: hot + safe),
         .executableTarget(
             name: "te",

@@ -37,11 +37,14 @@ enum Kernels {
     ) {
         var index = 0
         while index + 16 <= count {
-            var total = SIMD16<Float>(repeating: 0)
+            var total = Sixteen(first: SIMD8(repeating: 0), second: SIMD8(repeating: 0))
             for row in 0..<rowCount {
-                total += Row.load(rows[row], index) * SIMD16(repeating: weights[row])
+                let values = Row.load(rows[row], index)
+                let weight = SIMD8(repeating: weights[row])
+                total.first += values.first * weight
+                total.second += values.second * weight
             }
-            Target.store(total, target, index)
+            Target.store(total.arranged(paired: Row.isPaired, as: Target.isPaired), target, index)
             index += 16
         }
         while index < count {

@@ -92,7 +92,7 @@ enum Rules {
             "LibfabricProvider", "VerbsProvider",
         ],
         "ExpertParallel": ["TransferEngine", "Platform", "CPlatform"],
-        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine"],
+        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine", "ExpertParallel"],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "te": [
             "TransferEngine", "ExpertParallel", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
