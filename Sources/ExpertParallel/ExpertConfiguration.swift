@@ -1,6 +1,6 @@
 public import TransferEngine
 
-/// The shape of an exchange of tokens between experts. All ranks use the same values, but for `rank`.
+/// The shape of an exchange of tokens between experts. All ranks use the same values, but for `rank` and `spins`.
 ///
 /// ```swift
 /// // DeepSeek-V3, prefill, 64 ranks
@@ -52,6 +52,9 @@ public struct ExpertConfiguration: Hashable, Sendable {
     /// Bytes that a micro-batch may use on this rank; nil is room for balanced routing and half as much again. What does not
     /// fit is exchanged in several passes.
     public var memoryBudget: Int?
+    /// Turns of a waiting call, some 0.3 microseconds each, before it offers the processor to others in every further turn. Few
+    /// where there are more ranks than processors. Ranks may differ.
+    public var spins = 1000
     /// How long a rank that lives may keep others waiting. A rank that has died is noticed by the engine's `Liveness`.
     public var deadline = Duration.seconds(30)
 

@@ -206,7 +206,7 @@ public final class ExpertExchange {
             if let result = try body() { return result }
             if isManual { engine.progress() }
             turns += 1
-            if turns & 15 == 0 { sched_yield() } else { te_cpu_relax() }
+            if turns > configuration.spins { sched_yield() } else { te_cpu_relax() }
         }
     }
 }

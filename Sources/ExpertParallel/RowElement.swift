@@ -88,7 +88,8 @@ enum Float16Row: RowElement {
     }
     @inline(__always) static func store(_ values: Sixteen, _ row: UnsafeMutableRawPointer, _ index: Int) {
         row.storeBytes(of: SIMD8<Float16>(values.first), toByteOffset: index * 2, as: SIMD8<Float16>.self)
-        row.storeBytes(of: SIMD8<Float16>(values.second), toByteOffset: index * 2 + 16, as: SIMD8<Float16>.self)
+        row.storeBytes(
+            of: SIMD8<Float16>(values.second), toByteOffset: index * 2 + 16, as: SIMD8<Float16>.self)
     }
     @inline(__always) static func loadOne(_ row: UnsafeRawPointer, _ index: Int) -> Float {
         Float(row.loadUnaligned(fromByteOffset: index * 2, as: Float16.self))

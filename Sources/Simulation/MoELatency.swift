@@ -16,7 +16,8 @@ public struct MoELatency: Hashable, Sendable {
         /// A small write from one host to another.
         public var base: Double
         /// Kernels of the paper's implementation over 64 ranks: dispatch send and receive, combine send and receive.
-        public var kernels: (dispatchSend: Double, dispatchReceive: Double, combineSend: Double, combineReceive: Double)
+        public var kernels:
+            (dispatchSend: Double, dispatchReceive: Double, combineSend: Double, combineReceive: Double)
         /// What is left of the paper's table when all of that is subtracted; the only number that was fitted.
         public var unexplained: Double
 

@@ -56,9 +56,13 @@ final class MoERankRun {
 
     private func draw() {
         guard let shape else { return }
-        count = Int.random(in: 0..<5, using: &random) == 0 ? 0 : Int.random(in: 0...shape.maximumTokens, using: &random)
+        count =
+            Int.random(in: 0..<5, using: &random) == 0
+            ? 0 : Int.random(in: 0...shape.maximumTokens, using: &random)
         // Now and then everything goes to one expert.
-        let flood = Int.random(in: 0..<4, using: &random) == 0 ? Int32.random(in: 0..<Int32(shape.experts), using: &random) : -1
+        let flood =
+            Int.random(in: 0..<4, using: &random) == 0
+            ? Int32.random(in: 0..<Int32(shape.experts), using: &random) : -1
         tokens = (0..<count * shape.hidden).map { _ in Float(Int.random(in: -64...64, using: &random)) / 16 }
         experts = (0..<count * shape.topK).map { _ in
             flood >= 0 ? flood : Int32.random(in: -1..<Int32(shape.experts), using: &random)
@@ -105,7 +109,8 @@ final class MoERankRun {
                 for entry in token * shape.topK..<(token + 1) * shape.topK where experts[entry] >= 0 {
                     let expert = Int(experts[entry])
                     if result.missingRanks.contains(shape.placement.owner(of: expert)) { continue }
-                    expected += weights[entry] * MoEMemory.result(expert, tokens[token * shape.hidden + column])
+                    expected +=
+                        weights[entry] * MoEMemory.result(expert, tokens[token * shape.hidden + column])
                 }
                 let found = memory.sum(token * shape.hidden + column)
                 if found != expected {
@@ -157,7 +162,9 @@ final class MoERankRun {
     func sum(_ index: Int) -> Float { unsafe results[index] }
 
     /// What an expert makes of a value.
-    static func result(_ expert: Int, _ value: Float) -> Float { value * Float(expert % 8 + 1) + Float(expert) }
+    static func result(_ expert: Int, _ value: Float) -> Float {
+        value * Float(expert % 8 + 1) + Float(expert)
+    }
 
     func compute(_ received: ReceivedTokens, _ shape: ExpertConfiguration) {
         for (local, expert) in shape.placement.experts(of: shape.rank).enumerated() {

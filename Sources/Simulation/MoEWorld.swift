@@ -80,7 +80,8 @@ final class MoEWorld {
 
     private func open(_ rank: Int, nics: Int) throws(TransferError) -> MoERankRun {
         incarnation += 1
-        var options = Configuration(name: "rank \(rank).\(incarnation)", progress: .manual, timeout: .seconds(2))
+        var options = Configuration(
+            name: "rank \(rank).\(incarnation)", progress: .manual, timeout: .seconds(2))
         options.liveness = World.liveness
         let engine = try TransferEngine(
             options, clock: network, random: SeededGenerator(seed: seed &* 1000 &+ UInt64(incarnation))

@@ -1,6 +1,7 @@
 internal import ArgumentParser
 internal import ExpertParallel
 internal import Glibc
+internal import Platform
 internal import TransferEngine
 
 /// `te bench moe`: dispatch and combine between processes, without experts in between.
@@ -85,6 +86,7 @@ struct MoEShape: ParsableArguments {
         shape.scaleBlock = 128
         shape.reduction = sum == .sender ? .sender : .receiver
         shape.microBatches = 1
+        if ep > allowedProcessors().count { shape.spins = 20 }
         return shape
     }
 

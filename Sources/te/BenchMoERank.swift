@@ -15,9 +15,11 @@ struct BenchMoERank: ParsableCommand {
 
     func run() throws {
         _ = te_die_with_parent()
+        // Before this process is pinned to one of the processors that it may use.
+        let configuration = shape.configuration(rank: rank, tokens: tokens)
         let processors = allowedProcessors()
         if !processors.isEmpty { _ = te_pin_self(Int32(processors[rank % processors.count])) }
-        let side = try MoERank(shape.configuration(rank: rank, tokens: tokens))
+        let side = try MoERank(configuration)
         _ = writeLine(hexadecimal(side.exchange.address), to: 1)
         var addresses: [[UInt8]] = []
         for _ in 0..<shape.ep {

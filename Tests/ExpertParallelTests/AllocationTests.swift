@@ -20,7 +20,8 @@ import TransferEngine
             }
         }
         let batches = inputs.map(\.batch)
-        let sums = (0..<2).map { _ in UnsafeMutableRawPointer.allocate(byteCount: 32 * 64 * 2, alignment: 64) }
+        let sums = (0..<2).map { _ in UnsafeMutableRawPointer.allocate(byteCount: 32 * 64 * 2, alignment: 64)
+        }
         defer { for memory in sums { memory.deallocate() } }
         func step() throws {
             while try !first.tryDispatchSend(0, batches[0]) {}
