@@ -15,8 +15,8 @@ SOURCES := Package.swift Sources Tests Fuzz IntegrationTests examples/push/Packa
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-netns \
-  bench-rdma docs format lint clean
+.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-moe \
+  bench-netns bench-rdma docs format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -114,6 +114,13 @@ bench: $(TE)
 bench-peers: PACKAGES += gcc libc6-dev ucx-utils iproute2 python3-venv
 bench-peers: $(TE)
 	python3 Benchmarks/peers/compare.py --setup $(ARGS)
+
+# Token dispatch and combine beside MPI_Alltoallv and gloo. ARGS="--ep 4 --tokens 128,2048".
+bench-moe: PACKAGES += gcc libc6-dev openmpi-bin libopenmpi-dev mpich libmpich-dev python3-venv
+bench-moe: $(TE)
+	test -x .build/moe/venv/bin/python || python3 -m venv .build/moe/venv
+	.build/moe/venv/bin/python -c 'import torch' 2>/dev/null || .build/moe/venv/bin/pip install -q torch numpy
+	python3 Benchmarks/moe/compare.py --python .build/moe/venv/bin/python $(ARGS)
 
 # Several NICs of limited bandwidth, in network namespaces.
 bench-netns: PACKAGES += iproute2 python3

@@ -29,6 +29,7 @@ let package = Package(
         .library(name: "TransferEngine", targets: ["TransferEngine"]),
         // The C interface, with the Swift runtime inside: `make lib`.
         .library(name: "transferengine", type: .dynamic, targets: ["TransferEngineC"]),
+        .library(name: "ExpertParallel", targets: ["ExpertParallel"]),
         .executable(name: "te", targets: ["te"]),
     ],
     traits: [
@@ -84,12 +85,16 @@ let package = Package(
                 ])
             ]),
         .target(
-            name: "Simulation", dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore"],
+            name: "ExpertParallel", dependencies: ["TransferEngine", "Platform", "CPlatform"],
+            swiftSettings: hot),
+        .target(
+            name: "Simulation",
+            dependencies: ["TransferEngine", "ExpertParallel", "SimulatedProvider", "TransferCore"],
             swiftSettings: hot + safe),
         .executableTarget(
             name: "te",
             dependencies: [
-                "TransferEngine", "Simulation", "Platform", "CPlatform", libfabric, verbs,
+                "TransferEngine", "ExpertParallel", "Simulation", "Platform", "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
@@ -119,6 +124,13 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider", "Simulation"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "ExpertParallelTests",
+            dependencies: [
+                "ExpertParallel", "TransferEngine", "SimulatedProvider", "Platform", "CAllocationCounter",
+                libfabric,
+            ],
             swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),

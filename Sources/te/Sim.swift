@@ -11,8 +11,16 @@ struct Sim: ParsableCommand {
             printed with the command that repeats it. Exit code 1 when there was one.
             """)
 
-    @Option(help: "A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")).")
+    @Option(
+        help: """
+            A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")). Or moe: token dispatch and combine \
+            with faults; or moe-latency: what they would take on NICs that are not here.
+            """)
     var scenario = "all"
+    @Option(help: "For moe-latency: cx7 or efa.")
+    var nic = "cx7"
+    @Option(help: "For moe-latency: ranks, A or A..B, doubling.")
+    var ep = "8..64"
     @Option(help: "Seeds, A or A..B.")
     var seeds = "1..100"
     @Option(help: "Repeats one run, as SCENARIO:SEED.")
@@ -30,9 +38,12 @@ struct Sim: ParsableCommand {
             else {
                 throw ValidationError("--replay takes SCENARIO:SEED, for example storm:7")
             }
+            if replay.hasPrefix("moe:") { return try runMoE(seed...seed, &report) }
             try repeatRun(try find(String(replay[..<colon])), seed)
             return
         }
+        if scenario == "moe" { return try runMoE(parse(seeds), &report) }
+        if scenario == "moe-latency" { return try showMoELatency(parse(ep), &report) }
         let scenarios = scenario == "all" ? Scenario.all : [try find(scenario)]
         let range = try parse(seeds)
         var violations = 0

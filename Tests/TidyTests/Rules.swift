@@ -91,14 +91,15 @@ enum Rules {
             "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
             "LibfabricProvider", "VerbsProvider",
         ],
-        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine"],
+        "ExpertParallel": ["TransferEngine", "Platform", "CPlatform"],
+        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine", "ExpertParallel"],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "TransferEngineC": [
             "CTransferEngine", "TransferEngine", "Platform", "CPlatform", "SharedMemoryProvider",
             "LibfabricProvider", "VerbsProvider",
         ],
         "te": [
-            "TransferEngine", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
+            "TransferEngine", "ExpertParallel", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
             "LibfabricProvider", "VerbsProvider",
         ],
     ]
