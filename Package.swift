@@ -27,6 +27,7 @@ let package = Package(
     name: "transfer-engine",
     products: [
         .library(name: "TransferEngine", targets: ["TransferEngine"]),
+        .library(name: "KVCacheTransfer", targets: ["KVCacheTransfer"]),
         .executable(name: "te", targets: ["te"]),
     ],
     traits: [
@@ -60,6 +61,7 @@ let package = Package(
                 libfabric, verbs,
             ],
             swiftSettings: hot + safe),
+        .target(name: "KVCacheTransfer", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
         .target(
             name: "Simulation", dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore"],
             swiftSettings: hot + safe),
@@ -95,6 +97,9 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider", "Simulation"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "KVCacheTransferTests", dependencies: ["KVCacheTransfer", "TransferEngine"],
             swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),

@@ -91,6 +91,7 @@ enum Rules {
             "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
             "LibfabricProvider", "VerbsProvider",
         ],
+        "KVCacheTransfer": ["TransferEngine"],
         "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine"],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "te": [
