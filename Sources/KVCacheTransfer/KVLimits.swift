@@ -12,6 +12,8 @@ public enum KVLimits {
     public static let headBytes = 1 << 24
     /// Tokens of one page.
     public static let pageTokens = 1 << 16
+    /// Pages of a request in one group.
+    public static let pages = 1 << 20
     /// Tokens of a request.
     public static let tokens = 1 << 26
     /// Regions of one rank.
