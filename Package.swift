@@ -63,7 +63,8 @@ let package = Package(
             swiftSettings: hot + safe),
         .target(name: "KVCacheTransfer", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
         .target(
-            name: "Simulation", dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore"],
+            name: "Simulation",
+            dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore", "KVCacheTransfer"],
             swiftSettings: hot + safe),
         .executableTarget(
             name: "te",

@@ -11,7 +11,7 @@ struct Sim: ParsableCommand {
             printed with the command that repeats it. Exit code 1 when there was one.
             """)
 
-    @Option(help: "A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")).")
+    @Option(help: "A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")), kv.")
     var scenario = "all"
     @Option(help: "Seeds, A or A..B.")
     var seeds = "1..100"
@@ -30,10 +30,11 @@ struct Sim: ParsableCommand {
             else {
                 throw ValidationError("--replay takes SCENARIO:SEED, for example storm:7")
             }
-            try repeatRun(try find(String(replay[..<colon])), seed)
+            let name = replay[..<colon]
+            if name == "kv" { try repeatKV(seed) } else { try repeatRun(try find(String(name)), seed) }
             return
         }
-        let scenarios = scenario == "all" ? Scenario.all : [try find(scenario)]
+        let scenarios = scenario == "all" ? Scenario.all : scenario == "kv" ? [] : [try find(scenario)]
         let range = try parse(seeds)
         var violations = 0
         var hash: UInt64 = 0
@@ -58,9 +59,12 @@ struct Sim: ParsableCommand {
                     + [("virtual_per_real", .number(Double(sum.nanoseconds) / 1e9 / max(seconds, 1e-9)))])
             total.add(sum)
         }
+        let hasKV = scenario == "all" || scenario == "kv"
+        if hasKV { try runKV(range, &hash, &violations, &report) }
         report.finish()
         report.add([
-            ("seeds", .integer(range.count)), ("runs", .integer(range.count * scenarios.count)),
+            ("seeds", .integer(range.count)),
+            ("runs", .integer(range.count * (scenarios.count + (hasKV ? 1 : 0)))),
             ("violations", .integer(violations)), ("hash", .text(String(hash, radix: 16))),
         ])
         report.finish()
@@ -68,7 +72,7 @@ struct Sim: ParsableCommand {
     }
 
     /// Sums over runs.
-    private struct Totals {
+    struct Totals {
         var completed = 0
         var failed = 0
         var quiescent = 0

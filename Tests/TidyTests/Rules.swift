@@ -92,10 +92,10 @@ enum Rules {
             "LibfabricProvider", "VerbsProvider",
         ],
         "KVCacheTransfer": ["TransferEngine"],
-        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine"],
+        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine", "KVCacheTransfer"],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "te": [
-            "TransferEngine", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
+            "TransferEngine", "KVCacheTransfer", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
             "LibfabricProvider", "VerbsProvider",
         ],
     ]
