@@ -96,7 +96,7 @@ public struct KVCase: Hashable, Sendable {
             span: TokenSpan(
                 cached: Bool.random(using: &random) ? 0 : Int.random(in: 0...end, using: &random), end: end),
             isLayerwise: Bool.random(using: &random), hasTail: Bool.random(using: &random),
-            timeout: 1_000_000_000)
+            timeout: 500_000_000)
         // Many at one moment.
         if Bool.random(using: &random) { request.time = request.time / 50_000_000 * 50_000_000 }
         guard !isCalm else { return request }

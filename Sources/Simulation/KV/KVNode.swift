@@ -35,7 +35,8 @@ internal import TransferEngine
         freeTails = Array(0..<Self.tailCount)
         for rank in 0..<node.layout.rankCount {
             var configuration = Configuration(
-                name: "node \(index).\(incarnation) rank \(rank)", progress: .manual, timeout: .seconds(2))
+                name: "node \(index).\(incarnation) rank \(rank)", progress: .manual,
+                timeout: .nanoseconds(Int64(KVWorld.timeout)))
             configuration.liveness = World.liveness
             let engine = try TransferEngine(
                 configuration, clock: network,

@@ -64,7 +64,7 @@ final class KVPrefilling: @unchecked Sendable {
         }
         let entry = Job(job, content, room)
         jobs.append(entry)
-        role.accept(job.id, sources: room.tables) { [self] event in take(event, entry) }
+        role.accept(job.id, sources: room.tables) { [weak self] event in self?.take(event, entry) }
         compute()
     }
 

@@ -59,7 +59,7 @@ final class KVRun: @unchecked Sendable {
     // SAFETY: a simulation has one thread.
     enum State { case idle, waiting, ready, failed, cancelled, done }
 
-    let world: KVWorld
+    unowned let world: KVWorld
     let decoding: KVDecoding
     let request: KVCase.Request
     private let content: UInt64
@@ -108,8 +108,8 @@ final class KVRun: @unchecked Sendable {
             input: (0..<8).map { UInt8(truncatingIfNeeded: content >> (8 * $0)) },
             timeout: .nanoseconds(Int64(request.timeout)), isLayerwise: request.isLayerwise)
         let attempt = attempts
-        current = decoding.role.request(wanted, from: peer) { [self] event in
-            take(event, room, index, attempt)
+        current = decoding.role.request(wanted, from: peer) { [weak self] event in
+            self?.take(event, room, index, attempt)
         }
         if let after = request.abortAfter, attempt == 1 {
             world.after(after) { [self] in world.prefilling[index].preempt(content) }
@@ -171,6 +171,7 @@ final class KVRun: @unchecked Sendable {
 
     /// The client goes away.
     func cancel() {
+        guard node.isAlive else { return }
         guard !isOver, state != .ready, state != .done else {
             if let current { decoding.role.cancel(current) }  // after the end: nothing happens
             return

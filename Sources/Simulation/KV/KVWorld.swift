@@ -8,7 +8,9 @@ final class KVWorld: @unchecked Sendable {
     // SAFETY: a simulation has one thread. It is Sendable only because the handlers of the roles are.
     static let look: UInt64 = 5_000_000
     /// How long the decoder's application tries.
-    static let patience: UInt64 = 3_000_000_000
+    static let patience: UInt64 = 1_500_000_000
+    /// Deadline of the engines' own operations.
+    static let timeout: UInt64 = 600_000_000
 
     let plan: KVCase
     let network: SimulatedNetwork
@@ -40,7 +42,7 @@ final class KVWorld: @unchecked Sendable {
         for fault in plan.faults { schedule(fault) }
         let last = max(plan.requests.last?.time ?? 0, plan.faults.map(\.end).max() ?? 0)
         at(last + 2 * Self.patience) { [unowned self] in checkUp() }
-        end = last + 4 * Self.patience
+        end = last + 4 * Self.patience + 2 * Self.timeout
     }
 
     deinit { for node in nodes + graves { node.close() } }
@@ -90,6 +92,7 @@ final class KVWorld: @unchecked Sendable {
             if !isBusy { advance() }
         }
         finish()
+        agenda = []  // what is in it holds what holds it
         outcome.hash = network.traceHash
         outcome.events = network.eventCount
         outcome.nanoseconds = network.nowNanoseconds
@@ -103,6 +106,8 @@ final class KVWorld: @unchecked Sendable {
         nextLook = network.nowNanoseconds + Self.look
         for node in nodes where node.isAlive && !paused.contains(node.index) {
             for rank in node.ranks { _ = rank.engine.tick() }
+            // At the end nobody says anything more, so that whatever is still pending has been forgotten.
+            if network.nowNanoseconds > end - 2 * Self.timeout { continue }
             if node.index < plan.prefillers {
                 prefilling[node.index].role.tick(nowNanoseconds: network.nowNanoseconds)
             } else {
@@ -167,7 +172,7 @@ final class KVWorld: @unchecked Sendable {
                 let request = KVCase.Request(
                     time: network.nowNanoseconds, decoder: index, span: TokenSpan(end: 30),
                     isLayerwise: false,
-                    hasTail: true, timeout: 1_000_000_000)
+                    hasTail: true, timeout: 500_000_000)
                 let run = KVRun(self, decoding[index], request, content: UInt64(runs.count + 1))
                 run.isCheckUp = true
                 run.prefiller = prefiller
