@@ -28,6 +28,7 @@ let package = Package(
     products: [
         .library(name: "TransferEngine", targets: ["TransferEngine"]),
         .library(name: "KVCacheTransfer", targets: ["KVCacheTransfer"]),
+        .library(name: "TransferDirectory", targets: ["TransferDirectory", "EtcdDirectory"]),
         .executable(name: "te", targets: ["te"]),
     ],
     traits: [
@@ -62,6 +63,10 @@ let package = Package(
             ],
             swiftSettings: hot + safe),
         .target(name: "KVCacheTransfer", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
+        .target(name: "TransferDirectory", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
+        .target(
+            name: "EtcdDirectory", dependencies: ["TransferDirectory", "TransferEngine"],
+            swiftSettings: strict),
         .target(
             name: "Simulation",
             dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore", "KVCacheTransfer"],
@@ -69,7 +74,7 @@ let package = Package(
         .executableTarget(
             name: "te",
             dependencies: [
-                "TransferEngine", "Simulation", "Platform", "CPlatform", libfabric, verbs,
+                "TransferEngine", "KVCacheTransfer", "Simulation", "Platform", "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
@@ -102,11 +107,17 @@ let package = Package(
         .testTarget(
             name: "KVCacheTransferTests", dependencies: ["KVCacheTransfer", "TransferEngine"],
             swiftSettings: strict),
+        .testTarget(
+            name: "TransferDirectoryTests",
+            dependencies: ["TransferDirectory", "EtcdDirectory", "TransferEngine"],
+            swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(
             name: "AllocationTests",
-            dependencies: ["TransferEngine", "SharedMemoryProvider", "CAllocationCounter", libfabric],
+            dependencies: [
+                "TransferEngine", "KVCacheTransfer", "SharedMemoryProvider", "CAllocationCounter", libfabric,
+            ],
             swiftSettings: strict),
         .testTarget(
             name: "LibfabricProviderTests",

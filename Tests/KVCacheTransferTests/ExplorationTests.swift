@@ -2,10 +2,12 @@ import Testing
 
 @testable import KVCacheTransfer
 
-/// One request between one decoder and one prefiller, with everything that can be under way: what a small model checker walks through.
+/// One request between one decoder and one prefiller, with everything that can be under way: what a small model checker walks
+/// through.
 ///
-/// Messages are a bag: any of them may be next. Writes fly until they land; the prefiller learns of it later, or is told of a failure while
-/// they still fly. `mayFail` adds what only happens when something breaks: lost messages, lost peers, receipts without proof.
+/// Messages are a bag: any of them may be next. Writes fly until they land; the prefiller learns of it later, or is told of a
+/// failure while they still fly. `mayFail` adds what only happens when something breaks: lost messages, lost peers, receipts
+/// without proof.
 struct Universe: Hashable {
     static let request: UInt64 = 1
     static let writes = 2

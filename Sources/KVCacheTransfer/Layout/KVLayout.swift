@@ -1,7 +1,7 @@
 /// How one instance, a prefiller or a decoder, cuts a model's cache over its ranks and into pages.
 ///
-/// The two sides of a transfer may differ in everything here but the model. What a layout does not say is where memory lies: that
-/// is `KVPlacement`.
+/// The two sides of a transfer may differ in everything here but the model. What a layout does not say is where memory lies:
+/// that is `KVPlacement`.
 public struct KVLayout: Hashable, Sendable {
     /// The model.
     public var model: KVModel

@@ -25,8 +25,8 @@ public protocol KVScheduler: Sendable {
 
 /// The least loaded worker, unless another one has seen a long part of the prompt before and is not much busier.
 ///
-/// A prompt is remembered as one hash for each block of tokens, chained, so that a hash stands for the whole prefix. A decoder that
-/// had the prefix saves the transfer, a prefiller that had it saves the computation.
+/// A prompt is remembered as one hash for each block of tokens, chained, so that a hash stands for the whole prefix. A
+/// decoder that had the prefix saves the transfer, a prefiller that had it saves the computation.
 public struct PrefixAffinityScheduler: KVScheduler {
     /// Tokens of a block; a multiple of the page size makes sense.
     public var blockTokens: Int

@@ -119,6 +119,12 @@ extension KVDecoder {
     }
 
     func look(_ time: UInt64) {
+        if !hasClock {
+            // What was begun before anybody told the time began now.
+            hasClock = true
+            for number in links.keys { links[number]?.liveness.hear(now: time) }
+            for number in requests.keys { requests[number]?.deadline &+= time }
+        }
         now = time
         port.flush()
         for number in links.keys.sorted() {

@@ -55,9 +55,9 @@ public enum KVRequestEvent: Hashable, Sendable {
 /// The decoder's side: asks prefillers to write the cache of requests into its pages, and knows when it is there, or when the
 /// pages may be used again.
 ///
-/// Has no thread: what it does it does on the threads that call it and on those of its engines. `tick` has to be called several times a
-/// heartbeat, which `run` does. All methods may be called from any thread, and none of them waits. Handlers are called one at a time and
-/// must not wait either.
+/// Has no thread: what it does it does on the threads that call it and on those of its engines. `tick` has to be called
+/// several times a heartbeat, which `run` does. All methods may be called from any thread, and none of them waits. Handlers
+/// are called one at a time and must not wait either.
 ///
 /// ```swift
 /// let decoder = try KVDecoder(KVConfiguration(name: "decoder-0"), layout: layout, ranks: ranks)
@@ -80,6 +80,8 @@ public final class KVDecoder: @unchecked Sendable {
     /// The number of each request by its session and the number in it.
     var numbers: [SessionRequest: UInt64] = [:]
     var now: UInt64 = 0
+    /// Whether `tick` has been called.
+    var hasClock = false
     /// Since when there are pages in quarantine.
     var quarantinedSince: UInt64?
     private let nextNumber = Atomic<UInt64>(1)
@@ -116,7 +118,8 @@ public final class KVDecoder: @unchecked Sendable {
 
     private func number() -> UInt64 { nextNumber.add(1, ordering: .relaxed).oldValue }
 
-    /// Begins to work with a prefiller. Requests to it may be made at once.
+    /// Begins to work with a prefiller. Requests to it may be made at once. One that was lost is reached again by connecting
+    /// anew.
     /// - Throws: `KVError.Code.transferFailed` when its engine cannot be reached.
     public func connect(to address: EngineAddress) throws(KVError) -> KVPeer {
         let peer: Peer

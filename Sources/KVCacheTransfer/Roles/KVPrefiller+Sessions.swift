@@ -115,6 +115,11 @@ extension KVPrefiller {
     }
 
     func look(_ time: UInt64) {
+        if !hasClock {
+            // Who was heard before anybody told the time was heard now.
+            hasClock = true
+            for session in sessions.keys { sessions[session]?.liveness.hear(now: time) }
+        }
         now = time
         port.flush()
         pump()

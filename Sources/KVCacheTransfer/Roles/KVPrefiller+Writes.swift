@@ -27,7 +27,8 @@ struct PendingWrite {
 
 // From finished layers to paged writes.
 extension KVPrefiller {
-    /// Plans what a forward pass computes, before it begins: nothing but writes is left for the moment at which a layer is done.
+    /// Plans what a forward pass computes, before it begins: nothing but writes is left for the moment at which a layer is
+    /// done.
     func announce(_ chunks: [KVChunk], _ stage: Int) {
         guard forwards.indices.contains(stage) else { return }
         var planned: [(job: UInt64, tokens: Range<Int>, plan: KVTransferPlan)] = []

@@ -47,7 +47,8 @@ public struct KVChunk: Hashable, Sendable {
 /// The prefiller's side: takes requests of any decoders, and writes each layer's pages as soon as the model has computed them.
 ///
 /// The application is told of a job, accepts it with the pages that it will compute into, and announces what each forward pass
-/// computes before it begins. The model counts finished layers in a 64-bit word, which `watch` looks at; or it calls `computed`.
+/// computes before it begins. The model counts finished layers in a 64-bit word, which `watch` looks at; or it calls
+/// `computed`.
 ///
 /// Threads are as for `KVDecoder`: it has none, none of its methods waits, and handlers are called one at a time.
 public final class KVPrefiller: @unchecked Sendable {
@@ -71,6 +72,8 @@ public final class KVPrefiller: @unchecked Sendable {
     var quarantine: [JobEntry] = []
     var isDraining = false
     var now: UInt64 = 0
+    /// Whether `tick` has been called.
+    var hasClock = false
     private let isStopped = Atomic<Bool>(false)
 
     /// Opens a prefiller on its ranks. Messages come and go over the engine of rank 0, whose receive pool it takes.

@@ -27,8 +27,8 @@ public struct KVConfiguration: Sendable {
     public var heartbeats: Int
     /// How long a prefiller's receipt may take before the pages go into quarantine.
     public var cancelTimeout: Duration
-    /// How long pages stay in quarantine while other requests go on. Then new ones wait until those have ended, and the regions are
-    /// revoked. Without other requests that is done at once.
+    /// How long pages stay in quarantine while other requests go on. Then new ones wait until those have ended, and the
+    /// regions are revoked. Without other requests that is done at once.
     public var quarantine: Duration
 
     /// The defaults suit a cluster.

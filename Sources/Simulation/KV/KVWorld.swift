@@ -6,11 +6,11 @@ internal import TransferEngine
 /// Prefillers and decoders over real engines, in one thread and in virtual time; what goes wrong, and the checks over it.
 final class KVWorld: @unchecked Sendable {
     // SAFETY: a simulation has one thread. It is Sendable only because the handlers of the roles are.
-    static let look: UInt64 = 5_000_000
+    static let look: UInt64 = 10_000_000
     /// How long the decoder's application tries.
-    static let patience: UInt64 = 1_500_000_000
+    static let patience: UInt64 = 1_000_000_000
     /// Deadline of the engines' own operations.
-    static let timeout: UInt64 = 600_000_000
+    static let timeout: UInt64 = 400_000_000
 
     let plan: KVCase
     let network: SimulatedNetwork
@@ -42,7 +42,7 @@ final class KVWorld: @unchecked Sendable {
         for fault in plan.faults { schedule(fault) }
         let last = max(plan.requests.last?.time ?? 0, plan.faults.map(\.end).max() ?? 0)
         at(last + 2 * Self.patience) { [unowned self] in checkUp() }
-        end = last + 4 * Self.patience + 2 * Self.timeout
+        end = last + 3 * Self.patience + 2 * Self.timeout
     }
 
     deinit { for node in nodes + graves { node.close() } }
