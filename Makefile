@@ -1,7 +1,7 @@
 # make demo | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-netns | bench-rdma | docs |
 # format: each sets up what it needs, then does its job.
 SHELL := /bin/bash
-PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
+PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils etcd-server
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
 RIG ?= qemu
 RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils perftest libfabric-bin \
@@ -11,7 +11,8 @@ RIG_PACKAGES_uml := gcc libc6-dev make flex bison bc binutils
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODEL := .models/SmolLM2.gguf
 TE := .build/release/te
-SOURCES := Package.swift Sources Tests Fuzz IntegrationTests examples/push/Package.swift examples/push/Sources
+SOURCES := Package.swift Sources Tests Fuzz IntegrationTests examples/push/Package.swift examples/push/Sources \
+  examples/kv/Package.swift examples/kv/Sources
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
@@ -55,7 +56,10 @@ test: setup lint
 	swift build -c release --product te
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
+	$(TE) kv soak --seconds 20
+	$(TE) kv soak --seconds 10 --provider tcp
 	swift run --package-path examples/push push
+	swift run --package-path examples/kv kv
 	$(MAKE) test-c test-python
 	$(MAKE) test-rdma
 
@@ -141,4 +145,4 @@ format:
 include dev/bindings.mk
 
 clean:
-	rm -rf .build .build-* examples/push/.build
+	rm -rf .build .build-* examples/push/.build examples/kv/.build

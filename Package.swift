@@ -30,6 +30,8 @@ let package = Package(
         // The C interface, with the Swift runtime inside: `make lib`.
         .library(name: "transferengine", type: .dynamic, targets: ["TransferEngineC"]),
         .library(name: "ExpertParallel", targets: ["ExpertParallel"]),
+        .library(name: "KVCacheTransfer", targets: ["KVCacheTransfer"]),
+        .library(name: "TransferDirectory", targets: ["TransferDirectory", "EtcdDirectory"]),
         .executable(name: "te", targets: ["te"]),
     ],
     traits: [
@@ -87,14 +89,20 @@ let package = Package(
         .target(
             name: "ExpertParallel", dependencies: ["TransferEngine", "Platform", "CPlatform"],
             swiftSettings: hot),
+        .target(name: "KVCacheTransfer", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
+        .target(name: "TransferDirectory", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
+        .target(
+            name: "EtcdDirectory", dependencies: ["TransferDirectory", "TransferEngine"],
+            swiftSettings: strict),
         .target(
             name: "Simulation",
-            dependencies: ["TransferEngine", "ExpertParallel", "SimulatedProvider", "TransferCore"],
+            dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore", "KVCacheTransfer", "ExpertParallel"],
             swiftSettings: hot + safe),
         .executableTarget(
             name: "te",
             dependencies: [
-                "TransferEngine", "ExpertParallel", "Simulation", "Platform", "CPlatform", libfabric, verbs,
+                "TransferEngine", "ExpertParallel", "KVCacheTransfer", "Simulation", "Platform", "CPlatform", libfabric,
+                verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
@@ -132,11 +140,20 @@ let package = Package(
                 libfabric,
             ],
             swiftSettings: strict),
+        .testTarget(
+            name: "KVCacheTransferTests", dependencies: ["KVCacheTransfer", "TransferEngine"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "TransferDirectoryTests",
+            dependencies: ["TransferDirectory", "EtcdDirectory", "TransferEngine"],
+            swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(
             name: "AllocationTests",
-            dependencies: ["TransferEngine", "SharedMemoryProvider", "CAllocationCounter", libfabric],
+            dependencies: [
+                "TransferEngine", "KVCacheTransfer", "SharedMemoryProvider", "CAllocationCounter", libfabric,
+            ],
             swiftSettings: strict),
         .testTarget(
             name: "LibfabricProviderTests",

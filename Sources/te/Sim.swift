@@ -13,8 +13,8 @@ struct Sim: ParsableCommand {
 
     @Option(
         help: """
-            A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")). Or moe: token dispatch and combine \
-            with faults; or moe-latency: what they would take on NICs that are not here.
+            A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")), kv. Or moe: token dispatch and \
+            combine with faults; or moe-latency: what they would take on NICs that are not here.
             """)
     var scenario = "all"
     @Option(help: "For moe-latency: cx7 or efa.")
@@ -39,12 +39,13 @@ struct Sim: ParsableCommand {
                 throw ValidationError("--replay takes SCENARIO:SEED, for example storm:7")
             }
             if replay.hasPrefix("moe:") { return try runMoE(seed...seed, &report) }
-            try repeatRun(try find(String(replay[..<colon])), seed)
+            let name = replay[..<colon]
+            if name == "kv" { try repeatKV(seed) } else { try repeatRun(try find(String(name)), seed) }
             return
         }
         if scenario == "moe" { return try runMoE(parse(seeds), &report) }
         if scenario == "moe-latency" { return try showMoELatency(parse(ep), &report) }
-        let scenarios = scenario == "all" ? Scenario.all : [try find(scenario)]
+        let scenarios = scenario == "all" ? Scenario.all : scenario == "kv" ? [] : [try find(scenario)]
         let range = try parse(seeds)
         var violations = 0
         var hash: UInt64 = 0
@@ -69,9 +70,12 @@ struct Sim: ParsableCommand {
                     + [("virtual_per_real", .number(Double(sum.nanoseconds) / 1e9 / max(seconds, 1e-9)))])
             total.add(sum)
         }
+        let hasKV = scenario == "all" || scenario == "kv"
+        if hasKV { try runKV(range, &hash, &violations, &report) }
         report.finish()
         report.add([
-            ("seeds", .integer(range.count)), ("runs", .integer(range.count * scenarios.count)),
+            ("seeds", .integer(range.count)),
+            ("runs", .integer(range.count * (scenarios.count + (hasKV ? 1 : 0)))),
             ("violations", .integer(violations)), ("hash", .text(String(hash, radix: 16))),
         ])
         report.finish()
@@ -79,7 +83,7 @@ struct Sim: ParsableCommand {
     }
 
     /// Sums over runs.
-    private struct Totals {
+    struct Totals {
         var completed = 0
         var failed = 0
         var quiescent = 0

@@ -7,5 +7,6 @@ struct Te: ParsableCommand {
         subcommands: [
             Info.self, Bench.self, Demo.self, Sim.self, TraceCommand.self, BenchTarget.self,
             DemoReceiver.self, BenchMoERank.self, MoECommand.self,
+            DemoReceiver.self, KVCommand.self, BenchKVTarget.self, KVSoakNode.self,
         ])
 }

@@ -1,0 +1,236 @@
+internal import TransferEngine
+
+extension KVMessage {
+    /// The version of the protocol that this library speaks. Another one is refused by name.
+    public static let version: UInt8 = 1
+    private static let magic: [UInt8] = [0x54, 0x45, 0x4B]  // "TEK"
+
+    private enum Kind: UInt8 {
+        case hello = 1
+        case welcome, refuse, prefill, cancel, receipt, heartbeat, goodbye
+    }
+
+    /// The binary form: little-endian, `TEK`, the version, the kind, the fields in the order of their declaration.
+    public func encoded() -> [UInt8] {
+        var writer = ByteWriter()
+        for byte in Self.magic { writer.write(byte) }
+        writer.write(Self.version)
+        var tail: [UInt8] = []
+        switch self {
+        case .hello(let hello): hello.write(to: &writer, kind: Kind.hello.rawValue)
+        case .welcome(let welcome):
+            writer.write(Kind.welcome.rawValue)
+            writer.write(welcome.session)
+            writer.write(text: welcome.name, limit: KVLimits.textBytes)
+            welcome.layout.write(to: &writer)
+        case .refuse(let session, let reason):
+            writer.write(Kind.refuse.rawValue)
+            writer.write(session)
+            reason.write(to: &writer)
+        case .prefill(let prefill):
+            writer.write(Kind.prefill.rawValue)
+            prefill.write(to: &writer)
+            tail = prefill.input
+        case .cancel(let session, let request):
+            writer.write(Kind.cancel.rawValue)
+            writer.write(session)
+            writer.write(request)
+        case .receipt(let receipt):
+            writer.write(Kind.receipt.rawValue)
+            writer.write(receipt.session)
+            writer.write(receipt.request)
+            writer.write(receipt.isQuiet)
+            receipt.reason.write(to: &writer)
+        case .heartbeat(let heartbeat):
+            writer.write(Kind.heartbeat.rawValue)
+            writer.write(heartbeat.session)
+            writer.write(heartbeat.number)
+            writer.write(heartbeat.isDraining)
+        case .goodbye(let session):
+            writer.write(Kind.goodbye.rawValue)
+            writer.write(session)
+        }
+        return tail.isEmpty ? writer.bytes : writer.bytes + tail
+    }
+
+    /// Reads the binary form.
+    /// - Throws: `KVError.Code.malformedMessage` for anything that `encoded` does not make, `unsupportedVersion`.
+    /// - Complexity: O(bytes); what it allocates is bounded by the bytes that there are.
+    public init(decoding bytes: [UInt8]) throws(KVError) {
+        do throws(TransferError) {
+            var reader = ByteReader(bytes.span)
+            for byte in Self.magic where try reader.read(UInt8.self) != byte {
+                throw TransferError(.malformedDescriptor, "no message of this protocol")
+            }
+            let version = try reader.read(UInt8.self)
+            guard version == Self.version else {
+                throw TransferError(
+                    .unsupportedVersion,
+                    "version: \(Self.version) here, \(version) there; update the older side")
+            }
+            self = try KVMessage(from: &reader, bytes)
+        } catch {
+            throw KVError(
+                error.code == .unsupportedVersion ? .unsupportedVersion : .malformedMessage, error.message)
+        }
+    }
+
+    private init(from reader: inout ByteReader, _ bytes: [UInt8]) throws(TransferError) {
+        switch Kind(rawValue: try reader.read()) {
+        case .hello: self = .hello(try Hello(from: &reader))
+        case .welcome:
+            self = .welcome(
+                Welcome(
+                    session: try reader.read(), name: try reader.readString(limit: KVLimits.textBytes),
+                    layout: try KVLayout(from: &reader)))
+        case .refuse: self = .refuse(session: try reader.read(), reason: try KVError(from: &reader))
+        case .prefill:
+            var prefill = try Prefill(from: &reader)
+            prefill.input = Array(bytes[(bytes.count - reader.remaining)...])
+            self = .prefill(prefill)
+            return
+        case .cancel: self = .cancel(session: try reader.read(), request: try reader.read())
+        case .receipt:
+            self = .receipt(
+                Receipt(
+                    session: try reader.read(), request: try reader.read(), isQuiet: try reader.readFlag(),
+                    reason: try KVError(from: &reader)))
+        case .heartbeat:
+            self = .heartbeat(
+                Heartbeat(
+                    session: try reader.read(), number: try reader.read(), isDraining: try reader.readFlag()))
+        case .goodbye: self = .goodbye(session: try reader.read())
+        case nil: throw TransferError(.malformedDescriptor, "a message of an unknown kind")
+        }
+        guard reader.remaining == 0 else {
+            throw TransferError(.malformedDescriptor, "the message has bytes after its end")
+        }
+    }
+}
+
+extension KVMessage.Hello {
+    fileprivate func write(to writer: inout ByteWriter, kind: UInt8) {
+        writer.write(kind)
+        writer.write(session)
+        writer.write(text: name, limit: KVLimits.textBytes)
+        writer.write(long: address.encoded())
+        layout.write(to: &writer)
+        writer.write(list: ranks) { rank, writer in
+            writer.write(list: rank.regions) { $1.write(long: $0.encoded()) }
+            writer.write(list: rank.placement.layers) { planes, writer in
+                writer.write(list: planes) { plane, writer in
+                    writer.write(UInt16(plane.region))
+                    for value in [plane.offset, plane.stride, plane.pageCount] { writer.write(UInt64(value)) }
+                }
+            }
+        }
+    }
+
+    fileprivate init(from reader: inout ByteReader) throws(TransferError) {
+        session = try reader.read()
+        name = try reader.readString(limit: KVLimits.textBytes)
+        address = try EngineAddress(decoding: reader.readLong(limit: 4096))
+        layout = try KVLayout(from: &reader)
+        ranks = try reader.readList(limit: KVLimits.ranks) { (reader) throws(TransferError) in
+            let regions = try reader.readList(limit: KVLimits.regions) { (reader) throws(TransferError) in
+                try RemoteRegion(decoding: reader.readLong(limit: 4096))
+            }
+            let layers = try reader.readList(limit: KVLimits.layers) { (reader) throws(TransferError) in
+                try reader.readList(limit: 2) { (reader) throws(TransferError) in
+                    KVPlacement.Plane(
+                        region: Int(try reader.read(UInt16.self)), offset: try reader.readCount(),
+                        stride: try reader.readCount(), pageCount: try reader.readCount())
+                }
+            }
+            return KVMessage.RankTarget(placement: KVPlacement(layers: layers), regions: regions)
+        }
+    }
+}
+
+extension KVMessage.Prefill {
+    fileprivate func write(to writer: inout ByteWriter) {
+        for value in [session, request, oldest, UInt64(span.cached), UInt64(span.end)] { writer.write(value) }
+        writer.write(isLayerwise)
+        writer.write(list: immediates) { $1.write($0) }
+        writer.write(list: tables) { $0.write(to: &$1) }
+        writer.write(tail != nil)
+        if let tail {
+            writer.write(UInt16(tail.rank))
+            writer.write(UInt16(tail.region))
+            writer.write(UInt64(tail.offset))
+            writer.write(UInt64(tail.byteCount))
+        }
+        writer.write(timeoutMilliseconds)
+    }
+
+    fileprivate init(from reader: inout ByteReader) throws(TransferError) {
+        session = try reader.read()
+        request = try reader.read()
+        oldest = try reader.read()
+        span = TokenSpan(cached: try reader.readCount(), end: try reader.readCount())
+        guard span.cached <= span.end, span.end <= KVLimits.tokens else {
+            throw TransferError(.malformedDescriptor, "tokens \(span.cached) to \(span.end)")
+        }
+        isLayerwise = try reader.readFlag()
+        immediates = try reader.readList(limit: KVLimits.ranks) { (reader) throws(TransferError) in
+            try reader.read(UInt32.self)
+        }
+        tables = try reader.readList(limit: KVLimits.groups) { (reader) throws(TransferError) in
+            try PageTable(from: &reader)
+        }
+        if try reader.readFlag() {
+            tail = KVMessage.Tail(
+                rank: Int(try reader.read(UInt16.self)), region: Int(try reader.read(UInt16.self)),
+                offset: try reader.readCount(), byteCount: try reader.readCount())
+        }
+        timeoutMilliseconds = try reader.read()
+        input = []
+    }
+}
+
+extension PageTable {
+    /// Pages that follow each other are one run.
+    fileprivate func write(to writer: inout ByteWriter) {
+        writer.write(UInt32(first))
+        var runs: [(page: UInt32, count: UInt32)] = []
+        for page in pages {
+            if let last = runs.last, last.page &+ last.count == page {
+                runs[runs.count - 1].count += 1
+            } else {
+                runs.append((page, 1))
+            }
+        }
+        writer.write(UInt32(runs.count))
+        for run in runs {
+            writer.write(run.page)
+            writer.write(run.count)
+        }
+    }
+
+    fileprivate init(from reader: inout ByteReader) throws(TransferError) {
+        first = Int(try reader.read(UInt32.self))
+        pages = []
+        for _ in 0..<(try reader.read(UInt32.self)) {
+            let (page, count) = (try reader.read(UInt32.self), try reader.read(UInt32.self))
+            guard Int(count) <= KVLimits.pages - pages.count,
+                !page.addingReportingOverflow(count).overflow
+            else {
+                throw TransferError(.malformedDescriptor, "more than \(KVLimits.pages) pages")
+            }
+            pages.append(contentsOf: page..<page + count)
+        }
+    }
+}
+
+extension KVError {
+    fileprivate func write(to writer: inout ByteWriter) {
+        writer.write(code.rawValue)
+        writer.write(text: message, limit: KVLimits.textBytes)
+    }
+
+    fileprivate init(from reader: inout ByteReader) throws(TransferError) {
+        // A newer peer may know more kinds.
+        code = Code(rawValue: try reader.read()) ?? .aborted
+        message = try reader.readString(limit: KVLimits.textBytes)
+    }
+}

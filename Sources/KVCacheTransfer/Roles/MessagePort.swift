@@ -1,0 +1,79 @@
+internal import TransferEngine
+
+/// Protocol messages over an engine. Belongs to a role's `SerialQueue`.
+final class MessagePort: @unchecked Sendable {
+    // SAFETY: `joiners` and `outbox` are touched by closures of `queue` only.
+    private let engine: TransferEngine
+    private let queue: SerialQueue
+    private var joiners: [EngineID: Fragments] = [:]
+    private var nextNumber: UInt32 = 0
+    private var outbox: [Fragment] = []
+
+    private struct Fragment {
+        var bytes: [UInt8]
+        var peer: Peer
+        var onFailure: @Sendable (KVError) -> Void
+    }
+
+    /// Peers whose unfinished messages are kept.
+    private static let joinerLimit = 4096
+
+    init(_ engine: TransferEngine, _ queue: SerialQueue) {
+        self.engine = engine
+        self.queue = queue
+    }
+
+    /// Takes over the engine's receive pool. What is no message of the protocol goes to the handler as an error.
+    func open(
+        _ handler: @escaping @Sendable (Result<KVMessage, KVError>, EngineID) -> Void
+    ) throws(TransferError) {
+        // SAFETY: the bytes are copied before the call returns.
+        try unsafe engine.receive { [weak self] bytes, sender in
+            let fragment = unsafe Array(bytes)
+            self?.queue.run { [weak self] in self?.take(fragment, sender, handler) }
+        }
+    }
+
+    private func take(
+        _ fragment: [UInt8], _ sender: EngineID,
+        _ handler: @Sendable (Result<KVMessage, KVError>, EngineID) -> Void
+    ) {
+        if joiners.count >= Self.joinerLimit, joiners[sender] == nil { joiners = [:] }
+        guard let bytes = joiners[sender, default: Fragments()].join(fragment) else { return }
+        do throws(KVError) { handler(.success(try KVMessage(decoding: bytes)), sender) } catch {
+            handler(.failure(error), sender)
+        }
+    }
+
+    /// Forgets a peer that is gone.
+    func forget(_ sender: EngineID) { joiners[sender] = nil }
+
+    /// Sends a message. `onFailure` is called, in the queue, when the peer did not get it.
+    func send(_ message: KVMessage, to peer: Peer, onFailure: @escaping @Sendable (KVError) -> Void) {
+        nextNumber &+= 1
+        for bytes in Fragments.cut(message.encoded(), number: nextNumber) {
+            outbox.append(Fragment(bytes: bytes, peer: peer, onFailure: onFailure))
+        }
+        flush()
+    }
+
+    /// Sends what the engine had no room for before.
+    func flush() {
+        var sent = 0
+        defer { outbox.removeFirst(sent) }
+        while sent < outbox.count {
+            let fragment = outbox[sent]
+            let queue = queue
+            do throws(TransferError) {
+                try engine.send(fragment.bytes, to: fragment.peer) { result in
+                    guard case .failure(let error) = result else { return }
+                    queue.run { fragment.onFailure(KVError(error)) }
+                }
+            } catch {
+                if error.code == .backPressure { return }
+                fragment.onFailure(KVError(error))
+            }
+            sent += 1
+        }
+    }
+}

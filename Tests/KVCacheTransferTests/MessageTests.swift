@@ -1,0 +1,176 @@
+import Testing
+import TransferEngine
+
+@testable import KVCacheTransfer
+
+@Suite struct MessageTests {
+    static let layout = KVLayout(
+        model: KVModel(
+            name: "llama", elementType: "bf16",
+            groups: [
+                CacheGroup(layers: [0, 2], heads: 8, keyBytes: 256, valueBytes: 256),
+                CacheGroup(layers: [1], heads: 4, keyBytes: 128, valueBytes: 0, window: 1024),
+            ]),
+        tensorRanks: 2, stages: [0..<2, 2..<3],
+        formats: [
+            PageFormat(pageTokens: 16),
+            PageFormat(pageTokens: 32, order: .tokensFirst, arrangement: .separate),
+        ])
+
+    static let region = RemoteRegion(
+        engine: EngineID(rawValue: 7), device: 0, index: 3, generation: 5, access: .remoteWrite, length: 4096,
+        base: 1 << 20, secret: 99,
+        nics: [RemoteRegion.NIC(fabric: "shm", address: [1, 2], megabitsPerSecond: 100, key: 1, base: 2)])
+
+    static let messages: [KVMessage] = [
+        .hello(
+            KVMessage.Hello(
+                session: 1 << 60, name: "decoder é", address: EngineAddress(name: "d", landing: region),
+                layout: layout,
+                ranks: (0..<4).map {
+                    KVMessage.RankTarget(
+                        placement: .contiguous(layout, rank: $0, pageCount: 10), regions: [region, region])
+                })),
+        .welcome(KVMessage.Welcome(session: 2, name: "prefiller", layout: layout)),
+        .refuse(session: 3, reason: KVError(.incompatible, "model: a here, b there")),
+        .prefill(
+            KVMessage.Prefill(
+                session: 4, request: 5, oldest: 2, span: TokenSpan(cached: 32, end: 100), isLayerwise: true,
+                immediates: [1 << 29, 7, 8, 9],
+                tables: [PageTable(first: 2, pages: [9, 10, 11, 3, 2, 1]), PageTable(pages: [])],
+                tail: KVMessage.Tail(rank: 3, region: 1, offset: 64, byteCount: 8192),
+                timeoutMilliseconds: 30_000,
+                input: Array(0...255))),
+        .prefill(
+            KVMessage.Prefill(
+                session: 4, request: 6, oldest: 6, span: TokenSpan(end: 1), isLayerwise: false,
+                immediates: [],
+                tables: [], tail: nil, timeoutMilliseconds: 0, input: [])),
+        .cancel(session: 4, request: 5),
+        .receipt(
+            KVMessage.Receipt(
+                session: 4, request: 5, isQuiet: true, reason: KVError(.cancelled, "by the decoder"))),
+        .heartbeat(KVMessage.Heartbeat(session: 4, number: 12345, isDraining: true)),
+        .goodbye(session: 4),
+    ]
+
+    @Test(arguments: messages) func comesBackAsItWas(message: KVMessage) throws {
+        #expect(try KVMessage(decoding: message.encoded()) == message)
+    }
+
+    /// Every prefix is an error, but where only input is missing; nothing traps.
+    @Test(arguments: messages) func truncatedBytesAreErrors(message: KVMessage) {
+        let bytes = message.encoded()
+        var input = 0
+        if case .prefill(let prefill) = message { input = prefill.input.count }
+        for count in 0..<(bytes.count - input) {
+            #expect(throws: KVError.self) { try KVMessage(decoding: Array(bytes[..<count])) }
+        }
+    }
+
+    /// Damage gives an error or another message, and never a trap or a lot of memory.
+    @Test func damagedBytesDoNoHarm() {
+        for seed in 1...20_000 { damage(seed) }
+    }
+
+    private func damage(_ seed: Int) {
+        var random = SeededGenerator(seed: UInt64(seed))
+        var bytes = Self.messages[seed % Self.messages.count].encoded()
+        for _ in 0..<Int.random(in: 1...4, using: &random) {
+            bytes[Int.random(in: 4..<bytes.count, using: &random)] = UInt8.random(in: 0...255, using: &random)
+        }
+        guard let message = try? KVMessage(decoding: bytes) else { return }
+        if let again = try? KVMessage(decoding: message.encoded()) { #expect(again == message) }
+    }
+
+    @Test func anotherVersionIsRefusedByName() {
+        var bytes = KVMessage.goodbye(session: 1).encoded()
+        bytes[3] = 9
+        let error = #expect(throws: KVError.self) { try KVMessage(decoding: bytes) }
+        #expect(error?.code == .unsupportedVersion)
+        #expect(error?.message.contains("9 there") == true)
+    }
+
+    /// The bytes of version 1 stay what they are.
+    @Test func theWireFormatStays() {
+        #expect(
+            KVMessage.cancel(session: 0x0102, request: 3).encoded() == [
+                0x54, 0x45, 0x4B, 1, 5, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0,
+            ])
+        #expect(
+            KVMessage.heartbeat(KVMessage.Heartbeat(session: 1, number: 2, isDraining: false)).encoded() == [
+                0x54, 0x45, 0x4B, 1, 7, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0,
+            ])
+    }
+
+    @Test(arguments: [0, 1, Fragments.payloadBytes, Fragments.payloadBytes + 1, 100_000])
+    func fragmentsJoinInAnyOrder(byteCount: Int) {
+        var random = SeededGenerator(seed: UInt64(byteCount))
+        let message = (0..<byteCount).map { _ in UInt8.random(in: 0...255, using: &random) }
+        var joiner = Fragments()
+        var pieces = Fragments.cut(message, number: 1) + Fragments.cut([5], number: 2)
+        for piece in pieces { #expect(piece.count <= Limits.messageBytes) }
+        pieces.shuffle(using: &random)
+        let whole = pieces.compactMap { joiner.join($0) }
+        #expect(Set(whole) == [message, [5]])
+    }
+
+    @Test func fragmentsOfManyMessagesAreBounded() {
+        var joiner = Fragments()
+        let long = [UInt8](repeating: 1, count: Fragments.payloadBytes + 1)
+        let first = Fragments.cut(long, number: 0)
+        #expect(joiner.join(first[0]) == nil)
+        for number in 1...UInt32(KVLimits.openMessages) {
+            #expect(joiner.join(Fragments.cut(long, number: number)[0]) == nil)
+        }
+        #expect(joiner.join(first[1]) == nil)  // its beginning was forgotten
+        for broken in [
+            [], [1, 2, 3], [0, 0, 0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 255, 255],
+        ] {
+            #expect(joiner.join(broken.map { UInt8($0) }) == nil)
+        }
+    }
+}
+
+@Suite struct SchedulerTests {
+    private func workers(_ loads: [Int]) -> [KVWorker] {
+        loads.enumerated().map { KVWorker(name: "\($0)", load: $1) }
+    }
+
+    @Test func theLeastLoadedIsChosen() {
+        var scheduler = PrefixAffinityScheduler()
+        let choice = scheduler.choose([1], prefillers: workers([5, 3, 9]), decoders: workers([2, 1]))
+        #expect(choice?.prefiller == 1)
+        #expect(choice?.decoder == 1)
+    }
+
+    @Test func aKnownPrefixIsWorthItsTokens() {
+        var scheduler = PrefixAffinityScheduler(blockTokens: 4)
+        let prompt = Array(0..<UInt32(40))
+        _ = scheduler.choose(prompt, prefillers: workers([0, 1]), decoders: workers([0, 1]))
+        let again = scheduler.choose(prompt + [7], prefillers: workers([39, 0]), decoders: workers([41, 0]))
+        #expect(again?.prefiller == 0)
+        #expect(again?.decoder == 1)
+        let other = scheduler.choose([9] + prompt, prefillers: workers([39, 0]), decoders: workers([1, 2]))
+        #expect(other?.prefiller == 1)
+    }
+
+    @Test func whoDrainsIsNotChosen() {
+        var scheduler = PrefixAffinityScheduler()
+        let draining = [KVWorker(name: "a", load: 0, isDraining: true), KVWorker(name: "b", load: 100)]
+        #expect(scheduler.choose([], prefillers: draining, decoders: draining)?.prefiller == 1)
+        #expect(scheduler.choose([], prefillers: [draining[0]], decoders: draining) == nil)
+        #expect(scheduler.choose([], prefillers: [], decoders: []) == nil)
+    }
+
+    @Test func oldPrefixesAreForgotten() {
+        var scheduler = PrefixAffinityScheduler(blockTokens: 1, capacity: 8)
+        _ = scheduler.choose([1], prefillers: workers([0, 1]), decoders: workers([0]))
+        for token in 2..<UInt32(40) {
+            _ = scheduler.choose([token], prefillers: workers([0, 1]), decoders: workers([0]))
+        }
+        // Equal but for the prefix, which nobody remembers.
+        #expect(scheduler.choose([1], prefillers: workers([1, 1]), decoders: workers([0]))?.prefiller == 0)
+        #expect(scheduler.choose([39], prefillers: workers([1, 1]), decoders: workers([0]))?.prefiller == 0)
+    }
+}
