@@ -27,6 +27,7 @@ let package = Package(
     name: "transfer-engine",
     products: [
         .library(name: "TransferEngine", targets: ["TransferEngine"]),
+        .library(name: "WeightTransfer", targets: ["WeightTransfer"]),
         .executable(name: "te", targets: ["te"]),
     ],
     traits: [
@@ -61,12 +62,16 @@ let package = Package(
             ],
             swiftSettings: hot + safe),
         .target(
-            name: "Simulation", dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore"],
+            name: "WeightTransfer", dependencies: ["TransferEngine", "TransferCore"],
+            swiftSettings: hot + safe),
+        .target(
+            name: "Simulation",
+            dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore", "WeightTransfer"],
             swiftSettings: hot + safe),
         .executableTarget(
             name: "te",
             dependencies: [
-                "TransferEngine", "Simulation", "Platform", "CPlatform", libfabric, verbs,
+                "TransferEngine", "Simulation", "WeightTransfer", "Platform", "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
@@ -96,6 +101,9 @@ let package = Package(
         .testTarget(
             name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider", "Simulation"],
             swiftSettings: strict),
+        .testTarget(
+            name: "WeightTransferTests", dependencies: ["WeightTransfer", "TransferEngine", libfabric],
+            exclude: ["golden"], swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(

@@ -91,11 +91,12 @@ enum Rules {
             "TransferCore", "Platform", "CPlatform", "SharedMemoryProvider", "SimulatedProvider",
             "LibfabricProvider", "VerbsProvider",
         ],
-        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine"],
+        "WeightTransfer": ["TransferCore", "TransferEngine"],
+        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine", "WeightTransfer"],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "te": [
-            "TransferEngine", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
-            "LibfabricProvider", "VerbsProvider",
+            "TransferEngine", "Simulation", "WeightTransfer", "Platform", "CPlatform",
+            "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider",
         ],
     ]
 
