@@ -44,6 +44,7 @@ public struct Planner {
         switch options.policy {
         case .direct:
             for number in inference.targets.indices { try planner.addDirect(number) }
+            planner.rebalance()
             planner.order()
         case .fullTensor: try planner.addGathered()
         }
@@ -232,6 +233,45 @@ public struct Planner {
             let left = (trainers.node(of: Int($0)) == node ? 0 : 1, load[Int($0)])
             return left < (trainers.node(of: Int($1)) == node ? 0 : 1, load[Int($1)])
         } ?? owner
+    }
+
+    /// Moves tasks to replicas that have less to send, until none would gain; a first choice cannot know what comes later.
+    private mutating func rebalance() {
+        for _ in 0..<8 {
+            var hasMoved = false
+            for index in plan.tasks.indices where move(index) { hasMoved = true }
+            if !hasMoved { return }
+        }
+    }
+
+    /// Moves a task to the replica with the least load, if that leaves it below the present owner. Returns whether it did.
+    private mutating func move(_ index: Int) -> Bool {
+        let task = plan.tasks[index]
+        let parts = inference.targets[Int(task.target)].parts
+        guard let largest = plan.pieces[task.pieces.indices].max(by: { $0.box.count < $1.box.count }) else { return false }
+        let bytes = (plan.outputBytes(of: task) + plan.scaleBytes(of: task)) * Int(task.writes.count)
+        let holders = holders(largest, parts)
+        guard holders.count > 1, holders.contains(task.owner),
+            let other = holders.min(by: { load[Int($0)] < load[Int($1)] }),
+            load[Int(task.owner)] > load[Int(other)] + bytes
+        else { return false }
+        var preparation = task.preparation.subtracting(.gather)
+        for piece in task.pieces.indices {
+            let ranks = self.holders(plan.pieces[piece], parts)
+            let rank = ranks.contains(other) ? other : lender(ranks, to: other)
+            if rank != other { preparation.insert(.gather) }
+            plan.pieces[piece].rank = rank
+        }
+        plan.tasks[index].owner = other
+        plan.tasks[index].preparation = preparation
+        load[Int(task.owner)] -= bytes
+        load[Int(other)] += bytes
+        return true
+    }
+
+    private mutating func holders(_ piece: PlanPiece, _ parts: [Target.Part]) -> [Int32] {
+        let ranks = shards.shards(of: parts[Int(piece.part)].source).first { $0.box.contains(piece.box) }?.ranks ?? []
+        return plan.excluded.isEmpty ? ranks : ranks.filter { !plan.excluded.contains($0) }
     }
 
     /// Gives each rank the order of its tasks: one for each receiver in turn, every rank beginning with another receiver, so that no
