@@ -13,6 +13,8 @@ public struct Plan: Hashable, Sendable {
     public var policy: Policy
     /// Most bytes of temporary memory on a trainer rank.
     public var watermarkBytes: Int
+    /// Larger cells are divided; see `Planner.Options.taskBytes`.
+    public var taskBytes: Int
     /// Trainer ranks that take no part, because they are lost.
     public var excluded: Set<Int32> = []
     /// Everything that is to be done.
@@ -36,13 +38,14 @@ public struct Plan: Hashable, Sendable {
 
     init(
         model: ModelDescription, trainers: TrainerLayout, inference: InferenceLayout, policy: Policy,
-        watermarkBytes: Int
+        watermarkBytes: Int, taskBytes: Int
     ) {
         self.model = model
         self.trainers = trainers
         self.inference = inference
         self.policy = policy
         self.watermarkBytes = watermarkBytes
+        self.taskBytes = taskBytes
         sequences = Array(repeating: [], count: trainers.worldSize)
     }
 }
@@ -164,9 +167,27 @@ extension Plan {
     /// Temporary memory that a task needs: what it fetches and what it makes. A task without preparation is written from where it
     /// lies and needs none.
     public func temporaryBytes(of task: PlanTask) -> Int {
-        if task.preparation.isEmpty { return 0 }
-        let parts = [inputBytes(of: task, fetched: true), outputBytes(of: task), scaleBytes(of: task)]
-        return parts.reduce(0) { $0 + Staging.rounded($1) }
+        temporaryParts(of: task).reduce(0) { $0 + Staging.rounded($1) }
+    }
+
+    /// What a task's temporary memory is for: what it fetches, pieces put together before they are quantised, its output, its scales, and
+    /// the entries that tell its receivers.
+    func temporaryParts(of task: PlanTask) -> [Int] {
+        let entry = ArrivalEntry.byteCount
+        if task.preparation.isEmpty { return [0, 0, 0, 0, entry] }
+        let isQuantised = task.preparation.contains(.quantise)
+        let isAssembled = isQuantised && task.preparation != .quantise
+        // Each fetched piece begins at an aligned place.
+        let fetched = pieces[task.pieces.indices].reduce(0) { sum, piece in
+            piece.rank == task.owner ? sum : sum + Staging.rounded(bytes(of: piece, task))
+        }
+        return [fetched, isAssembled ? 2 * task.box.count : 0, outputBytes(of: task), scaleBytes(of: task), entry]
+    }
+
+    /// Bytes of a piece where it comes from.
+    func bytes(of piece: PlanPiece, _ task: PlanTask) -> Int {
+        let source = inference.targets[Int(task.target)].parts[Int(piece.part)].source
+        return piece.box.count * model.tensors[source].type.byteCount
     }
 
     /// Bytes that each trainer rank sends to inference ranks.

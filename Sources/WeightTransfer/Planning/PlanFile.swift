@@ -17,6 +17,7 @@ extension Plan {
         out.write(inference)
         out.write(policy.rawValue)
         out.write(watermarkBytes)
+        out.write(taskBytes)
         out.write(excluded.sorted().map { Int($0) })
         out.write(tasks.count)
         for task in tasks {
@@ -78,7 +79,8 @@ extension Plan {
         let inference = try input.inference()
         guard let policy = Policy(rawValue: try input.text()) else { throw input.error("an unknown policy") }
         self.init(
-            model: model, trainers: trainers, inference: inference, policy: policy, watermarkBytes: try input.integer())
+            model: model, trainers: trainers, inference: inference, policy: policy, 
+            watermarkBytes: try input.integer(), taskBytes: try input.integer())
         excluded = Set(try input.integers().map { Int32(truncatingIfNeeded: $0) })
         try readTables(&input)
     }

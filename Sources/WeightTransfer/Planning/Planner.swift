@@ -51,6 +51,19 @@ public struct Planner {
         return planner.plan
     }
 
+    /// The same plan for some receivers and without lost trainers. Everybody who asks for the same gets the same.
+    static func replan(
+        _ plan: Plan, without excluded: Set<Int>, for receivers: Set<Int>
+    ) throws(TransferError) -> Plan {
+        var options = Options()
+        options.policy = plan.policy
+        options.watermarkBytes = plan.watermarkBytes
+        options.taskBytes = plan.taskBytes
+        options.excluded = excluded
+        options.receivers = receivers
+        return try self.plan(plan.model, from: plan.trainers, to: plan.inference, options: options)
+    }
+
     private init(
         _ model: ModelDescription, _ trainers: TrainerLayout, _ inference: InferenceLayout, _ options: Options
     ) {
@@ -60,7 +73,7 @@ public struct Planner {
         self.options = options
         plan = Plan(
             model: model, trainers: trainers, inference: inference, policy: options.policy,
-            watermarkBytes: options.watermarkBytes)
+            watermarkBytes: options.watermarkBytes, taskBytes: options.taskBytes)
         plan.excluded = Set(options.excluded.map { Int32($0) })
         shards = ShardTable(model, trainers)
         load = Array(repeating: 0, count: trainers.worldSize)
@@ -185,7 +198,7 @@ public struct Planner {
             plan.pieces.append(
                 PlanPiece(rank: rank, part: Int32(fragment.part), box: part.source(of: fragment.place)))
         }
-        // Several shards of one parameter, or rows that are not neighbours, are put together as well.
+        // Several shards of one parameter are put together as well.
         if inside.count > 1 { preparation.insert(.fuse) }
         append(number, target, box, owner, preparation, pieces: first, replicas)
     }
