@@ -11,7 +11,7 @@ struct Sim: ParsableCommand {
             printed with the command that repeats it. Exit code 1 when there was one.
             """)
 
-    @Option(help: "A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")).")
+    @Option(help: "A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")), weights.")
     var scenario = "all"
     @Option(help: "Seeds, A or A..B.")
     var seeds = "1..100"
@@ -33,8 +33,9 @@ struct Sim: ParsableCommand {
             try repeatRun(try find(String(replay[..<colon])), seed)
             return
         }
-        let scenarios = scenario == "all" ? Scenario.all : [try find(scenario)]
         let range = try parse(seeds)
+        let isWeights = scenario == "weights"
+        let scenarios = scenario == "all" ? Scenario.all : isWeights ? [] : [try find(scenario)]
         var violations = 0
         var hash: UInt64 = 0
         var total = Totals()
@@ -58,13 +59,44 @@ struct Sim: ParsableCommand {
                     + [("virtual_per_real", .number(Double(sum.nanoseconds) / 1e9 / max(seconds, 1e-9)))])
             total.add(sum)
         }
+        let hasWeights = isWeights || scenario == "all"
+        if hasWeights { violations += try runWeights(range, &hash, &report) }
         report.finish()
         report.add([
-            ("seeds", .integer(range.count)), ("runs", .integer(range.count * scenarios.count)),
+            ("seeds", .integer(range.count)),
+            ("runs", .integer(range.count * (scenarios.count + (hasWeights ? 1 : 0)))),
             ("violations", .integer(violations)), ("hash", .text(String(hash, radix: 16))),
         ])
         report.finish()
         if violations > 0 { throw ExitCode(1) }
+    }
+
+    /// Weight updates, whose members crash: a scenario of another kind, which is repeated by its seed.
+    private func runWeights(
+        _ range: ClosedRange<UInt64>, _ hash: inout UInt64, _ report: inout Report
+    ) throws -> Int {
+        let start = monotonicSeconds()
+        var sum = Totals()
+        var violations = 0
+        for seed in range {
+            if seed & 31 == 0 { showProgress("weights \(seed)") }
+            let outcome = try simulateWeights(seed: seed)
+            sum.add(outcome)
+            hash = hash &* 0x100_0000_01B3 ^ outcome.hash
+            guard let first = outcome.violations.first else { continue }
+            violations += 1
+            if violations <= 3 {
+                report.finish()
+                report.add([
+                    ("violation", .text(first)), ("replay", .text("te sim --scenario weights --seeds \(seed)")),
+                ])
+                report.finish()
+            }
+        }
+        report.add(
+            [("scenario", .text("weights")), ("seeds", .integer(range.count))] + sum.row
+                + [("virtual_per_real", .number(Double(sum.nanoseconds) / 1e9 / max(monotonicSeconds() - start, 1e-9)))])
+        return violations
     }
 
     /// Sums over runs.

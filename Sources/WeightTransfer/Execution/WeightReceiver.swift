@@ -23,6 +23,8 @@ public final class WeightReceiver: @unchecked Sendable {
     private var failure = ""
     private var isVerifying: Int = 0
     private let engine: TransferEngine
+    /// For tests: called with the spare slot when everything has arrived, before it is looked at.
+    var spoil: ((MemoryRegion) -> Void)?
 
     private struct Serving {
         /// Which slot is served; nil before the first version.
@@ -74,7 +76,9 @@ public final class WeightReceiver: @unchecked Sendable {
     /// Lends the weights that are served. The version does not change and its bytes stay as they are until `body` returns, whatever is
     /// being updated meanwhile; a version is not overwritten while somebody reads it. Any thread.
     /// - Returns: What `body` returns; nil before the first version.
-    public func read<Result>(_ body: (_ version: UInt64, _ weights: UnsafeRawBufferPointer) -> Result) -> Result? {
+    public func read<Result>(
+        _ body: (_ version: UInt64, _ weights: UnsafeRawBufferPointer) throws -> Result
+    ) rethrows -> Result? {
         let entered = serving.withLock { serving -> (slot: Int, version: UInt64)? in
             guard let active = serving.active, let version = serving.versions[active] else { return nil }
             serving.readers[active] += 1
@@ -83,7 +87,7 @@ public final class WeightReceiver: @unchecked Sendable {
         guard let (slot, version) = entered else { return nil }
         defer { serving.withLock { $0.readers[slot] -= 1 } }
         let bytes = unsafe UnsafeRawBufferPointer(slots[slot].bytes)
-        return unsafe body(version, UnsafeRawBufferPointer(rebasing: bytes[..<plan.inference.regionBytes[rank]]))
+        return try unsafe body(version, UnsafeRawBufferPointer(rebasing: bytes[..<plan.inference.regionBytes[rank]]))
     }
 
     // MARK: Messages
@@ -204,6 +208,7 @@ public final class WeightReceiver: @unchecked Sendable {
             guard engine.consume(lease[0], count: count) else { return false }
             isVerifying = 0
             phase = .verifying
+            if let spoil { spoil(slots[spare]) }
         case .verifying: verifyNext()
         case .idle, .prepared, .failed: return false
         }
