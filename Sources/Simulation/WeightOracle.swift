@@ -1,4 +1,4 @@
-package import TransferCore
+internal import TransferCore
 package import WeightTransfer
 
 /// What weights must be, computed slowly from the layouts alone: no plan, no kernel, no engine.

@@ -1,5 +1,5 @@
 internal import SimulatedProvider
-internal import TransferCore
+public import TransferCore
 internal import TransferEngine
 internal import WeightTransfer
 
@@ -268,7 +268,7 @@ private final class WeightWorld {
         guard active != member.seenVersion || isDue, active > 0 else { return }
         if active < member.seenVersion { violate("receiver \(member.index) went back to \(active)") }
         member.seenVersion = active
-        let damage = receiver.read { version, weights in
+        let damage = unsafe receiver.read { version, weights in
             unsafe oracle.damage(rank: member.index - plan.trainers.worldSize, version: version, weights)
         }
         if let damage = damage ?? nil { violate(damage) }

@@ -9,6 +9,7 @@ struct Weights: ParsableCommand {
         abstract: "Plan, check, predict and do the push of a model's weights from trainers to inference.",
         subcommands: [
             WeightsPlan.self, WeightsLint.self, WeightsPredict.self, WeightsDiff.self, WeightsShow.self,
+            WeightsPush.self,
         ])
 }
 

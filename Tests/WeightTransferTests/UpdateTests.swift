@@ -15,11 +15,19 @@ import TransferEngine
             case tcp
         #endif
 
+        #if Libfabric
+            private static var loopback: LibfabricOptions {
+                var options = LibfabricOptions(provider: "tcp")
+                options.nic = "127.0.0.1"
+                return options
+            }
+        #endif
+
         var nic: Configuration.NIC {
             switch self {
             case .shm: .sharedMemory
             #if Libfabric
-                case .tcp: .libfabric(LibfabricOptions(address: "127.0.0.1"))
+                case .tcp: .libfabric(Self.loopback)
             #endif
             }
         }

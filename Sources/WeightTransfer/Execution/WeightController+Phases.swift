@@ -150,12 +150,15 @@ extension WeightController {
     }
 
     func enter(_ phase: Phase) {
+        notePhase()
         self.phase = phase
         answered = []
         phaseBegan = endpoint.now
         nextRepeat = endpoint.now + options.repeatInterval.inNanoseconds
         ask()
     }
+
+    private func notePhase() { phaseSeconds["\(phase)"] = Double(endpoint.now - phaseBegan) / 1e9 }
 
     /// Begins another attempt.
     private func retry(_ reason: String) {
@@ -197,6 +200,7 @@ extension WeightController {
         }
         let finished = message(.finished, isTrainer: true)
         for rank in working { send(finished, to: trainers[rank]) }
+        notePhase()
         phase = .idle
         nextRepeat = endpoint.now
     }

@@ -44,6 +44,8 @@ public final class WeightController {
     public internal(set) var outcomes: [UInt64: Outcome] = [:]
     /// Attempts that were given up, and why.
     public internal(set) var log: [String] = []
+    /// How long each phase of the last attempt took: opening, training, verifying, committing.
+    public internal(set) var phaseSeconds: [String: Double] = [:]
     var attemptsLeft = 0
     var isCatchingUp = false
     var wanted: UInt64?
