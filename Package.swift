@@ -32,6 +32,7 @@ let package = Package(
         .library(name: "ExpertParallel", targets: ["ExpertParallel"]),
         .library(name: "KVCacheTransfer", targets: ["KVCacheTransfer"]),
         .library(name: "TransferDirectory", targets: ["TransferDirectory", "EtcdDirectory"]),
+        .library(name: "WeightTransfer", targets: ["WeightTransfer"]),
         .executable(name: "te", targets: ["te"]),
     ],
     traits: [
@@ -95,14 +96,21 @@ let package = Package(
             name: "EtcdDirectory", dependencies: ["TransferDirectory", "TransferEngine"],
             swiftSettings: strict),
         .target(
+            name: "WeightTransfer", dependencies: ["TransferEngine", "TransferCore"],
+            swiftSettings: hot + safe),
+        .target(
             name: "Simulation",
-            dependencies: ["TransferEngine", "SimulatedProvider", "TransferCore", "KVCacheTransfer", "ExpertParallel"],
+            dependencies: [
+                "TransferEngine", "SimulatedProvider", "TransferCore", "KVCacheTransfer", "WeightTransfer",
+                "ExpertParallel",
+            ],
             swiftSettings: hot + safe),
         .executableTarget(
             name: "te",
             dependencies: [
-                "TransferEngine", "ExpertParallel", "KVCacheTransfer", "Simulation", "Platform", "CPlatform", libfabric,
-                verbs,
+                "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation",
+                "Platform",
+                "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),
@@ -147,6 +155,10 @@ let package = Package(
             name: "TransferDirectoryTests",
             dependencies: ["TransferDirectory", "EtcdDirectory", "TransferEngine"],
             swiftSettings: strict),
+        .testTarget(
+            name: "WeightTransferTests",
+            dependencies: ["WeightTransfer", "TransferEngine", "Simulation", libfabric],
+            exclude: ["golden"], swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(

@@ -6,6 +6,7 @@ struct Bench: ParsableCommand {
         abstract: "Measure.",
         subcommands: [
             PointToPoint.self, BenchIdle.self, BenchTrace.self, BenchDigest.self, BenchMoE.self, BenchKV.self,
+            BenchWeights.self,
         ],
         defaultSubcommand: PointToPoint.self)
 }

@@ -13,8 +13,8 @@ struct Sim: ParsableCommand {
 
     @Option(
         help: """
-            A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")), kv. Or moe: token dispatch and \
-            combine with faults; or moe-latency: what they would take on NICs that are not here.
+            A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")), kv, weights, moe. \
+            Or moe-latency: what dispatch and combine would take on NICs that are not here.
             """)
     var scenario = "all"
     @Option(help: "For moe-latency: cx7 or efa.")
@@ -45,8 +45,11 @@ struct Sim: ParsableCommand {
         }
         if scenario == "moe" { return try runMoE(parse(seeds), &report) }
         if scenario == "moe-latency" { return try showMoELatency(parse(ep), &report) }
-        let scenarios = scenario == "all" ? Scenario.all : scenario == "kv" ? [] : [try find(scenario)]
+        let isSystem = ["kv", "weights"].contains(scenario)
+        let scenarios = scenario == "all" ? Scenario.all : isSystem ? [] : [try find(scenario)]
         let range = try parse(seeds)
+        let isWeights = scenario == "weights"
+        let scenarios = scenario == "all" ? Scenario.all : isWeights ? [] : [try find(scenario)]
         var violations = 0
         var hash: UInt64 = 0
         var total = Totals()
@@ -70,16 +73,56 @@ struct Sim: ParsableCommand {
                     + [("virtual_per_real", .number(Double(sum.nanoseconds) / 1e9 / max(seconds, 1e-9)))])
             total.add(sum)
         }
-        let hasKV = scenario == "all" || scenario == "kv"
-        if hasKV { try runKV(range, &hash, &violations, &report) }
+        var runs = scenarios.count
+        if ["all", "kv"].contains(scenario) {
+            try runKV(range, &hash, &violations, &report)
+            runs += 1
+        }
+        if ["all", "weights"].contains(scenario) {
+            violations += try runWeights(range, &hash, &report)
+            runs += 1
+        }
         report.finish()
         report.add([
-            ("seeds", .integer(range.count)),
-            ("runs", .integer(range.count * (scenarios.count + (hasKV ? 1 : 0)))),
+            ("seeds", .integer(range.count)), ("runs", .integer(range.count * runs)),
             ("violations", .integer(violations)), ("hash", .text(String(hash, radix: 16))),
         ])
         report.finish()
         if violations > 0 { throw ExitCode(1) }
+    }
+
+    /// Weight updates, whose members crash: a scenario of another kind, which is repeated by its seed.
+    private func runWeights(
+        _ range: ClosedRange<UInt64>, _ hash: inout UInt64, _ report: inout Report
+    ) throws -> Int {
+        let start = monotonicSeconds()
+        var sum = Totals()
+        var violations = 0
+        for seed in range {
+            if seed & 31 == 0 { showProgress("weights \(seed)") }
+            let outcome = try simulateWeights(seed: seed)
+            sum.add(outcome)
+            hash = hash &* 0x100_0000_01B3 ^ outcome.hash
+            guard let first = outcome.violations.first else { continue }
+            violations += 1
+            if violations <= 3 {
+                report.finish()
+                report.add([
+                    ("violation", .text(first)),
+                    ("replay", .text("te sim --scenario weights --seeds \(seed)")),
+                ])
+                report.finish()
+            }
+        }
+        report.add(
+            [("scenario", .text("weights")), ("seeds", .integer(range.count))] + sum.row
+                + [
+                    (
+                        "virtual_per_real",
+                        .number(Double(sum.nanoseconds) / 1e9 / max(monotonicSeconds() - start, 1e-9))
+                    )
+                ])
+        return violations
     }
 
     /// Sums over runs.

@@ -5,8 +5,9 @@ struct Te: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "te", abstract: "Point-to-point transfers: look at this machine, measure, demonstrate.",
         subcommands: [
-            Info.self, Bench.self, Demo.self, Sim.self, TraceCommand.self, BenchTarget.self,
-            DemoReceiver.self, BenchMoERank.self, MoECommand.self,
-            DemoReceiver.self, KVCommand.self, BenchKVTarget.self, KVSoakNode.self,
+            Info.self, Bench.self, Demo.self, Sim.self, KVCommand.self, Weights.self, MoECommand.self,
+            TraceCommand.self,
+            BenchTarget.self, DemoReceiver.self, BenchKVTarget.self, KVSoakNode.self, WeightsMember.self,
+            BenchMoERank.self,
         ])
 }

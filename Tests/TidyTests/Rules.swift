@@ -94,10 +94,12 @@ enum Rules {
         ],
         "ExpertParallel": ["TransferEngine", "Platform", "CPlatform"],
         "KVCacheTransfer": ["TransferEngine"],
+        "WeightTransfer": ["TransferCore", "TransferEngine"],
         "TransferDirectory": ["TransferEngine"],
         "EtcdDirectory": ["TransferDirectory", "TransferEngine"],
         "Simulation": [
-            "TransferCore", "SimulatedProvider", "TransferEngine", "KVCacheTransfer", "ExpertParallel",
+            "TransferCore", "SimulatedProvider", "TransferEngine", "KVCacheTransfer", "WeightTransfer",
+            "ExpertParallel",
         ],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "TransferEngineC": [
@@ -105,9 +107,8 @@ enum Rules {
             "LibfabricProvider", "VerbsProvider",
         ],
         "te": [
-            "TransferEngine", "ExpertParallel", "KVCacheTransfer", "Simulation", "Platform", "CPlatform",
-            "SharedMemoryProvider",
-            "LibfabricProvider", "VerbsProvider",
+            "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation", "Platform",
+            "CPlatform", "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider",
         ],
     ]
 

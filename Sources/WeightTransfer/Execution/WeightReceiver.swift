@@ -1,0 +1,261 @@
+internal import Synchronization
+public import TransferEngine
+
+/// An inference rank: two slots for the weights of two versions, one of which is served.
+///
+/// Passive: trainers write, and this looks only at counts. Then it compares what has arrived with the trainers' digests, and serves it when
+/// the controller says so. All but `read` belong to the thread that polls the endpoint.
+public final class WeightReceiver: @unchecked Sendable {
+    // SAFETY: `serving` is a mutex; everything else is touched by the polling thread only.
+    private let endpoint: WeightEndpoint
+    private let rank: Int
+    private let base: Plan
+    private let controller: () -> EngineAddress
+    private var slots: [MemoryRegion]
+    private let serving = Mutex(Serving())
+    private var phase = Phase.idle
+    /// What is being received, and by which plan.
+    private var version: UInt64 = 0
+    private var attempt: UInt32 = 0
+    private var plan: Plan
+    private var index: PlanIndex
+    private var lease: ImmediateLease?
+    private var failure = ""
+    private var isVerifying: Int = 0
+    private let engine: TransferEngine
+    /// For tests: called with the spare slot when everything has arrived, before it is looked at.
+    var spoil: ((MemoryRegion) -> Void)?
+
+    private struct Serving {
+        /// Which slot is served; nil before the first version.
+        var active: Int?
+        var versions: [UInt64?] = [nil, nil]
+        var readers = [0, 0]
+    }
+
+    private enum Phase: Equatable {
+        case idle
+        /// Entries are being counted.
+        case opened
+        /// All entries are there; this many immediates of data are to come.
+        case counting(Int)
+        case verifying
+        case prepared
+        case failed
+    }
+
+    /// - Parameters:
+    ///   - endpoint: Of this process.
+    ///   - rank: The inference rank.
+    ///   - plan: The plan of an update of everything.
+    ///   - controller: Where the controller is now.
+    /// - Throws: what the engine says when there is no memory.
+    public init(
+        _ endpoint: WeightEndpoint, rank: Int, plan: Plan, controller: @escaping () -> EngineAddress
+    ) throws(TransferError) {
+        guard (0..<plan.inference.worldSize).contains(rank) else {
+            throw TransferError(.invalidArgument, "inference rank \(rank) of \(plan.inference.worldSize)")
+        }
+        self.endpoint = endpoint
+        self.rank = rank
+        base = plan
+        self.plan = plan
+        self.controller = controller
+        engine = endpoint.engine
+        index = PlanIndex(plan)
+        let bytes = plan.slotBytes(rank: rank, entries: index.arrivals[rank].count)
+        slots = [try engine.allocate(byteCount: bytes), try engine.allocate(byteCount: bytes)]
+        endpoint.receiver = self
+    }
+
+    /// The version that is served; nil before the first.
+    public var activeVersion: UInt64? {
+        serving.withLock { serving in serving.active.flatMap { serving.versions[$0] } }
+    }
+
+    /// Lends the weights that are served. The version does not change and its bytes stay as they are until `body` returns, whatever is
+    /// being updated meanwhile; a version is not overwritten while somebody reads it. Any thread.
+    /// - Returns: What `body` returns; nil before the first version.
+    public func read<Result>(
+        _ body: (_ version: UInt64, _ weights: UnsafeRawBufferPointer) throws -> Result
+    ) rethrows -> Result? {
+        let entered = serving.withLock { serving -> (slot: Int, version: UInt64)? in
+            guard let active = serving.active, let version = serving.versions[active] else { return nil }
+            serving.readers[active] += 1
+            return (active, version)
+        }
+        guard let (slot, version) = entered else { return nil }
+        defer { serving.withLock { $0.readers[slot] -= 1 } }
+        let bytes = unsafe UnsafeRawBufferPointer(slots[slot].bytes)
+        return try unsafe body(version, UnsafeRawBufferPointer(rebasing: bytes[..<plan.inference.regionBytes[rank]]))
+    }
+
+    // MARK: Messages
+
+    func join() {
+        var message = WeightMessage(.join)
+        message.rank = UInt32(rank)
+        message.first = activeVersion ?? 0
+        message.bytes = engine.address.encoded()
+        endpoint.send(message, to: controller())
+    }
+
+    func handle(_ message: WeightMessage) {
+        guard message.rank == UInt32(rank) || message.kind == .abort else { return }
+        switch message.kind {
+        case .open: open(message)
+        case .verify where message.version == version && message.attempt == attempt: answerVerify()
+        case .commit: commit(message.version, message)
+        case .rollback: rollback(to: message.version, message)
+        case .abort where message.version == version && message.attempt == attempt && phase != .idle: phase = .idle
+        default: break
+        }
+    }
+
+    /// The slot that is not served.
+    private var spare: Int { serving.withLock { $0.active == 0 ? 1 : 0 } }
+
+    /// Ends everybody's right to write into the spare slot, and grants it anew: what an earlier attempt still has under way can neither
+    /// land nor be counted.
+    private func open(_ message: WeightMessage) {
+        if phase != .idle, message.version == version, message.attempt == attempt { return answerOpened() }
+        guard message.version != activeVersion else { return }
+        let spare = spare
+        let mayWrite = serving.withLock { serving in
+            guard serving.readers[spare] == 0 else { return false }
+            serving.versions[spare] = nil
+            return true
+        }
+        guard mayWrite else { return }
+        do throws(TransferError) {
+            slots[spare] = try engine.revoke(slots[spare])
+            if let lease { try engine.end(lease, isQuiet: true) }
+            lease = nil
+            lease = try engine.lease(2)
+            plan = try Planner.replan(
+                base, without: Set(message.ranks.map { Int($0) }), for: Set(message.others.map { Int($0) }))
+            index = PlanIndex(plan)
+            version = message.version
+            attempt = message.attempt
+            phase = .opened
+            answerOpened()
+        } catch {
+            phase = .idle
+        }
+    }
+
+    private func answerOpened() {
+        guard let lease else { return }
+        var answer = WeightMessage(.opened)
+        answer.rank = UInt32(rank)
+        answer.version = version
+        answer.attempt = attempt
+        answer.first = UInt64(lease[0].value) | UInt64(lease[1].value) << 32
+        answer.second = activeVersion ?? 0
+        answer.bytes = engine.descriptor(of: slots[spare]).encoded()
+        endpoint.send(answer, to: controller())
+    }
+
+    private func answerVerify() {
+        var answer = WeightMessage(.prepared)
+        answer.rank = UInt32(rank)
+        answer.version = version
+        answer.attempt = attempt
+        answer.status = phase == .prepared ? .done : phase == .failed ? .failed : .busy
+        answer.bytes = Array(failure.utf8.prefix(1000))
+        endpoint.send(answer, to: controller())
+    }
+
+    private func commit(_ version: UInt64, _ message: WeightMessage) {
+        if phase == .prepared, version == self.version, message.attempt == attempt {
+            let spare = spare
+            serving.withLock { serving in
+                serving.versions[spare] = version
+                serving.active = spare
+            }
+            phase = .idle
+        }
+        answerCommitted()
+    }
+
+    private func rollback(to version: UInt64, _ message: WeightMessage) {
+        let spare = spare
+        serving.withLock { serving in
+            if serving.versions[spare] == version { serving.active = spare }
+        }
+        answerCommitted()
+    }
+
+    private func answerCommitted() {
+        var answer = WeightMessage(.committed)
+        answer.rank = UInt32(rank)
+        answer.version = activeVersion ?? 0
+        endpoint.send(answer, to: controller())
+    }
+
+    // MARK: Arrivals
+
+    func poll() -> Bool {
+        guard let lease else { return false }
+        switch phase {
+        case .opened:
+            guard engine.consume(lease[1], count: index.arrivals[rank].count) else { return false }
+            phase = .counting(index.arrivals[rank].indices.reduce(0) { sum, number in
+                    let entry = entry(number)
+                    return entry.mode == .written ? sum + entry.count : sum
+                })
+        case .counting(let count):
+            guard engine.consume(lease[0], count: count) else { return false }
+            isVerifying = 0
+            phase = .verifying
+            if let spoil { spoil(slots[spare]) }
+        case .verifying: verifyNext()
+        case .idle, .prepared, .failed: return false
+        }
+        return true
+    }
+
+    private func entry(_ number: Int) -> ArrivalEntry {
+        let place = unsafe UnsafeRawPointer(slots[spare].baseAddress) + plan.tableOffset(rank: rank) + number * ArrivalEntry.byteCount
+        let words = (0..<4).map { UInt64(littleEndian: unsafe place.loadUnaligned(fromByteOffset: 8 * $0, as: UInt64.self)) }
+        return ArrivalEntry(
+            digest: Digest(low: words[0], high: words[1]), mode: ArrivalEntry.Mode(rawValue: words[2]) ?? .written,
+            count: Int(clamping: min(words[3], 1 << 32)))
+    }
+
+    /// Compares one task with its trainer's digest; a task that has not changed is copied from the slot that is served before.
+    private func verifyNext() {
+        guard isVerifying < index.arrivals[rank].count else {
+            phase = .prepared
+            return answerVerify()
+        }
+        let entry = entry(isVerifying)
+        let (number, write) = index.arrivals[rank][isVerifying]
+        isVerifying += 1
+        let task = plan.tasks[Int(number)]
+        let place = plan.writes[Int(write)]
+        let target = plan.inference.targets[Int(task.target)]
+        let spare = spare
+        let memory = unsafe slots[spare].baseAddress
+        let strips = plan.strips(of: task, place)
+        let scales = plan.scaleStrips(of: task, place)
+        if entry.mode == .unchanged {
+            let served = unsafe slots[1 - spare].baseAddress
+            unsafe Assembly.copy(served, strips, memory, strips)
+            if let scales { unsafe Assembly.copy(served, scales, memory, scales) }
+        }
+        let offset = place.offset - target.offset(of: task.box)
+        let scaleCount = scales.map { Strips.count($0, $0) } ?? 0
+        var digest = unsafe strips.digest(
+            of: memory, base: offset, target: strips, isWhole: entry.count == scaleCount + 1 && strips.isContiguous)
+        if let scales {
+            let base = place.scaleOffset - target.scaleOffset(of: task.box)
+            digest += unsafe scales.digest(of: memory, base: base, target: scales, isWhole: scales.isContiguous)
+        }
+        if digest != entry.digest {
+            failure = "'\(target.name)' \(task.box) from trainer \(task.owner) is not what that trainer sent"
+            phase = .failed
+            answerVerify()
+        }
+    }
+}

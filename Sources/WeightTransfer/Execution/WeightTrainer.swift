@@ -1,0 +1,192 @@
+internal import Synchronization
+public import TransferEngine
+
+/// A trainer rank: holds shards, and does its part of the plan when the controller says so.
+///
+/// Each task goes through four stages: its pieces are here or are fetched from other ranks; they are put together and quantised; the result
+/// is written to the receivers that need it; and its temporary memory is given back when that is done. Several tasks are under
+/// way at a time, as many as the watermark allows.
+public final class WeightTrainer {
+    let endpoint: WeightEndpoint
+    let engine: TransferEngine
+    let rank: Int
+    private let base: Plan
+    private let controller: () -> EngineAddress
+    /// The shards; filled by the caller before `publish`.
+    public let memory: MemoryRegion
+    /// Where each shard lies in `memory`.
+    public let layout: ShardMemory
+    let shards: ShardTable
+    private var published: UInt64 = 0
+    private var peers: [Int: EngineAddress] = [:]
+    private var waitingPulls: [WeightMessage] = []
+    var run: TrainerRun?
+    private var planned: (excluded: [UInt32], receivers: [UInt32], plan: Plan, index: PlanIndex)?
+    /// What has been written in attempts of the present version: not sent again after somebody else was lost.
+    var delivered: [TaskKey: ArrivalRecord] = [:]
+    private var deliveredVersion: UInt64 = 0
+    /// What the version that is served everywhere was made of.
+    var served: (version: UInt64, records: [TaskKey: ArrivalRecord]) = (0, [:])
+    /// Bytes written to receivers since the beginning.
+    public internal(set) var sentBytes = 0
+    /// Whether tasks whose sources have not changed are left out.
+    public var isDelta = true
+
+    /// A task, whatever its number in a plan.
+    struct TaskKey: Hashable {
+        var target: Int32
+        var box: Box
+    }
+
+    struct ArrivalRecord {
+        /// Of the shards that it was made of; nil when some were fetched.
+        var source: Digest?
+        var output: Digest
+        var count: Int
+        /// Engines that have it.
+        var receivers: Set<UInt64>
+    }
+
+    /// - Parameters:
+    ///   - endpoint: Of this process.
+    ///   - rank: The trainer rank.
+    ///   - plan: The plan of an update of everything; `Plan.Policy.direct`.
+    ///   - controller: Where the controller is now.
+    /// - Throws: `invalidArgument`, or what the engine says when there is no memory.
+    public init(
+        _ endpoint: WeightEndpoint, rank: Int, plan: Plan, controller: @escaping () -> EngineAddress
+    ) throws(TransferError) {
+        guard (0..<plan.trainers.worldSize).contains(rank), plan.policy == .direct else {
+            throw TransferError(
+                .invalidArgument, "trainer \(rank) of a \(plan.policy.rawValue) plan for \(plan.trainers.worldSize); direct plans can be done")
+        }
+        self.endpoint = endpoint
+        engine = endpoint.engine
+        self.rank = rank
+        base = plan
+        self.controller = controller
+        layout = ShardMemory(model: plan.model, trainers: plan.trainers, rank: rank)
+        shards = ShardTable(plan.model, plan.trainers)
+        memory = try engine.allocate(byteCount: layout.byteCount, access: .localOnly)
+        endpoint.trainer = self
+    }
+
+    /// Says that `memory` holds a version, and stays as it is until the version is served or another one is published.
+    public func publish(_ version: UInt64) {
+        published = version
+        let waiting = waitingPulls
+        waitingPulls = []
+        for pull in waiting { handle(pull) }
+    }
+
+    /// Whether something of an update is under way, so that `memory` must stay as it is.
+    public var isBusy: Bool { run.map { !$0.isOver } ?? false }
+
+    // MARK: Messages
+
+    func join() {
+        var message = WeightMessage(.join)
+        message.isTrainer = true
+        message.rank = UInt32(rank)
+        message.first = published
+        message.bytes = engine.address.encoded()
+        endpoint.send(message, to: controller())
+    }
+
+    func handle(_ message: WeightMessage) {
+        switch message.kind {
+        case .peer:
+            if let address = try? EngineAddress(decoding: message.bytes) { peers[Int(message.rank)] = address }
+        case .start: start(message)
+        case .target where run?.isAbout(message) == true: run?.addTarget(message)
+        case .pull: lend(message)
+        case .abort where run?.isAbout(message) == true: run?.cancel()
+        case .finished: finish(message.version)
+        default: break
+        }
+    }
+
+    func address(of trainer: Int) -> EngineAddress? { peers[trainer] }
+
+    private func start(_ message: WeightMessage) {
+        if let run, run.isAbout(message) { return answer(run) }
+        guard published == message.version else { return }
+        // The run before must be quiet: its temporary memory and its immediates are used again.
+        if let run, !run.isOver { return run.cancel() }
+        run?.close()
+        run = nil
+        if deliveredVersion != message.version { delivered = [:] }
+        deliveredVersion = message.version
+        do throws(TransferError) {
+            let (plan, index) = try plan(message)
+            let run = try TrainerRun(self, plan, index, message)
+            self.run = run
+            answer(run)
+        } catch {
+            var answer = WeightMessage(.trained)
+            answer.isTrainer = true
+            answer.rank = UInt32(rank)
+            answer.version = message.version
+            answer.attempt = message.attempt
+            answer.status = .failed
+            answer.bytes = Array(error.description.utf8.prefix(1000))
+            endpoint.send(answer, to: controller())
+        }
+    }
+
+    private func plan(_ message: WeightMessage) throws(TransferError) -> (Plan, PlanIndex) {
+        if let planned, planned.excluded == message.ranks, planned.receivers == message.others {
+            return (planned.plan, planned.index)
+        }
+        let plan = try Planner.replan(
+            base, without: Set(message.ranks.map { Int($0) }), for: Set(message.others.map { Int($0) }))
+        let index = PlanIndex(plan)
+        planned = (message.ranks, message.others, plan, index)
+        return (plan, index)
+    }
+
+    private func answer(_ run: TrainerRun) {
+        var answer = WeightMessage(.trained)
+        answer.isTrainer = true
+        answer.rank = UInt32(rank)
+        answer.version = run.version
+        answer.attempt = run.attempt
+        answer.status = run.status
+        answer.first = UInt64(sentBytes)
+        answer.bytes = Array(run.failure.utf8.prefix(1000))
+        endpoint.send(answer, to: controller())
+    }
+
+    private func finish(_ version: UInt64) {
+        guard deliveredVersion == version, served.version != version else { return }
+        served = (version, delivered)
+    }
+
+    /// Writes a piece into the temporary memory of a rank that needs it.
+    private func lend(_ message: WeightMessage) {
+        guard message.version == published else {
+            if message.version > published, waitingPulls.count < 4096 { waitingPulls.append(message) }
+            return
+        }
+        guard message.ranks.count == 7, let entry = layout.entries[Int(message.ranks[0])] else { return }
+        let numbers = message.ranks.map { Int($0) }
+        guard numbers[1] < numbers[2], numbers[3] < numbers[4], numbers[5] < numbers[6] else { return }
+        let box = Box(
+            planes: numbers[1]..<numbers[2], rows: numbers[3]..<numbers[4], columns: numbers[5]..<numbers[6])
+        guard entry.box.contains(box), let descriptor = try? RemoteRegion(decoding: message.bytes),
+            let remote = try? engine.attach(descriptor)
+        else { return }
+        let bytes = base.model.tensors[numbers[0]].type.byteCount
+        _ = try? engine.write(
+            Strips(box, in: entry.box, at: entry.offset, elementBytes: bytes), of: memory,
+            to: Strips(packed: box, at: Int(message.second), elementBytes: bytes), of: remote,
+            immediate: Immediate(truncatingIfNeeded: message.first))
+    }
+
+    func poll() -> Bool {
+        guard let run, !run.isOver else { return false }
+        let wasBusy = run.poll()
+        if run.isOver { answer(run) }
+        return wasBusy
+    }
+}
