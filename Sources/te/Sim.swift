@@ -38,91 +38,111 @@ struct Sim: ParsableCommand {
             else {
                 throw ValidationError("--replay takes SCENARIO:SEED, for example storm:7")
             }
-            if replay.hasPrefix("moe:") { return try runMoE(seed...seed, &report) }
-            let name = replay[..<colon]
-            if name == "kv" { try repeatKV(seed) } else { try repeatRun(try find(String(name)), seed) }
-            return
+            return try find(String(replay[..<colon])).replay(seed)
         }
-        if scenario == "moe" { return try runMoE(parse(seeds), &report) }
         if scenario == "moe-latency" { return try showMoELatency(parse(ep), &report) }
-        let isSystem = ["kv", "weights"].contains(scenario)
-        let scenarios = scenario == "all" ? Scenario.all : isSystem ? [] : [try find(scenario)]
+        let subjects = scenario == "all" ? subjects : [try find(scenario)]
         let range = try parse(seeds)
-        let isWeights = scenario == "weights"
-        let scenarios = scenario == "all" ? Scenario.all : isWeights ? [] : [try find(scenario)]
         var violations = 0
         var hash: UInt64 = 0
-        var total = Totals()
-        for scenario in scenarios {
+        for subject in subjects {
             let start = monotonicSeconds()
             var sum = Totals()
             for seed in range {
-                if seed & 31 == 0 { showProgress("\(scenario.name) \(seed)") }
-                let plan = scenario.makeCase(seed: seed)
-                let outcome = try simulate(plan)
+                if seed & 31 == 0 { showProgress("\(subject.name) \(seed)") }
+                let outcome = try subject.simulate(seed)
                 sum.add(outcome)
                 hash = hash &* 0x100_0000_01B3 ^ outcome.hash
-                if !outcome.violations.isEmpty {
-                    violations += 1
-                    if violations <= 3 { try explain(plan, scenario, seed, &report) }
-                }
+                guard !outcome.violations.isEmpty else { continue }
+                violations += 1
+                if violations <= 3 { try explain(subject, seed, &report) }
             }
-            let seconds = monotonicSeconds() - start
-            report.add(
-                [("scenario", .text(scenario.name)), ("seeds", .integer(range.count))] + sum.row
-                    + [("virtual_per_real", .number(Double(sum.nanoseconds) / 1e9 / max(seconds, 1e-9)))])
-            total.add(sum)
-        }
-        var runs = scenarios.count
-        if ["all", "kv"].contains(scenario) {
-            try runKV(range, &hash, &violations, &report)
-            runs += 1
-        }
-        if ["all", "weights"].contains(scenario) {
-            violations += try runWeights(range, &hash, &report)
-            runs += 1
+            let rate = Double(sum.nanoseconds) / 1e9 / max(monotonicSeconds() - start, 1e-9)
+            var row: Report.Row = [("scenario", .text(subject.name)), ("seeds", .integer(range.count))]
+            row += sum.row
+            row.append(("virtual_per_real", .number(rate)))
+            report.add(row)
         }
         report.finish()
         report.add([
-            ("seeds", .integer(range.count)), ("runs", .integer(range.count * runs)),
+            ("seeds", .integer(range.count)), ("runs", .integer(range.count * subjects.count)),
             ("violations", .integer(violations)), ("hash", .text(String(hash, radix: 16))),
         ])
         report.finish()
         if violations > 0 { throw ExitCode(1) }
     }
 
-    /// Weight updates, whose members crash: a scenario of another kind, which is repeated by its seed.
-    private func runWeights(
-        _ range: ClosedRange<UInt64>, _ hash: inout UInt64, _ report: inout Report
-    ) throws -> Int {
-        let start = monotonicSeconds()
-        var sum = Totals()
-        var violations = 0
-        for seed in range {
-            if seed & 31 == 0 { showProgress("weights \(seed)") }
-            let outcome = try simulateWeights(seed: seed)
-            sum.add(outcome)
-            hash = hash &* 0x100_0000_01B3 ^ outcome.hash
-            guard let first = outcome.violations.first else { continue }
-            violations += 1
-            if violations <= 3 {
-                report.finish()
-                report.add([
-                    ("violation", .text(first)),
-                    ("replay", .text("te sim --scenario weights --seeds \(seed)")),
-                ])
-                report.finish()
-            }
+    // MARK: What is simulated
+
+    /// A scenario of the engine, or one of a system that stands on it.
+    struct Subject {
+        var name: String
+        var simulate: (UInt64) throws -> Outcome
+        /// The violations of the smallest case that still has them, and what there is in it.
+        var explain: (UInt64) throws -> (violations: [String], details: Report.Row)
+        /// Runs one seed and prints what happens.
+        var replay: (UInt64) throws -> Void
+    }
+
+    private var subjects: [Subject] {
+        Scenario.all.map { scenario in
+            Subject(
+                name: scenario.name, simulate: { try Simulation.simulate(scenario.makeCase(seed: $0)) },
+                explain: { try explain(scenario.makeCase(seed: $0)) }, replay: { try repeatRun(scenario, $0) }
+            )
+        } + [
+            Subject(
+                name: "kv", simulate: { try Simulation.simulate(KVCase.draw(seed: $0)) }, explain: explainKV,
+                replay: repeatKV),
+            plain("weights") { try simulateWeights(seed: $0) },
+            plain("moe") { try MoEScenario.run(seed: $0) },
+        ]
+    }
+
+    /// A subject whose cases are not made smaller.
+    private func plain(_ name: String, _ simulate: @escaping (UInt64) throws -> Outcome) -> Subject {
+        Subject(
+            name: name, simulate: simulate, explain: { (try simulate($0).violations, []) },
+            replay: { seed in
+                let outcome = try simulate(seed)
+                print("\(outcome)")
+                for violation in outcome.violations { print(violation) }
+                if !outcome.violations.isEmpty { throw ExitCode(1) }
+            })
+    }
+
+    private func find(_ name: String) throws -> Subject {
+        guard let found = subjects.first(where: { $0.name == name }) else {
+            throw ValidationError(
+                "no scenario '\(name)'; there are: \(subjects.map(\.name).joined(separator: ", "))")
         }
-        report.add(
-            [("scenario", .text("weights")), ("seeds", .integer(range.count))] + sum.row
-                + [
-                    (
-                        "virtual_per_real",
-                        .number(Double(sum.nanoseconds) / 1e9 / max(monotonicSeconds() - start, 1e-9))
-                    )
-                ])
-        return violations
+        return found
+    }
+
+    private func explain(_ subject: Subject, _ seed: UInt64, _ report: inout Report) throws {
+        report.finish()
+        let (violations, details) = try subject.explain(seed)
+        for violation in violations {
+            var row: Report.Row = [
+                ("violation", .text(violation)), ("scenario", .text(subject.name)),
+                ("replay", .text("te sim --replay \(subject.name):\(seed)")),
+            ]
+            row += details
+            report.add(row)
+        }
+        report.finish()
+    }
+
+    private func explain(_ plan: Case) throws -> (violations: [String], details: Report.Row) {
+        let small = shrink ? try Simulation.shrink(plan) : plan
+        return (
+            try Simulation.simulate(small).violations,
+            [
+                ("processes", .text("\(small.nics)")),
+                ("operations", .text(small.operations.map { "\($0)" }.joined(separator: "; "))),
+                ("faults", .text(small.faults.map { "\($0)" }.joined(separator: "; "))),
+            ]
+        )
     }
 
     /// Sums over runs.
@@ -141,14 +161,6 @@ struct Sim: ParsableCommand {
             nanoseconds += outcome.nanoseconds
         }
 
-        mutating func add(_ other: Totals) {
-            completed += other.completed
-            failed += other.failed
-            quiescent += other.quiescent
-            unproven += other.unproven
-            nanoseconds += other.nanoseconds
-        }
-
         var row: Report.Row {
             [
                 ("completed", .integer(completed)), ("failed", .integer(failed)),
@@ -156,14 +168,6 @@ struct Sim: ParsableCommand {
                 ("virtual_s", .number(Double(nanoseconds) / 1e9)),
             ]
         }
-    }
-
-    private func find(_ name: String) throws -> Scenario {
-        guard let found = Scenario.all.first(where: { $0.name == name }) else {
-            throw ValidationError(
-                "no scenario '\(name)'; there are: \(Scenario.all.map(\.name).joined(separator: ", "))")
-        }
-        return found
     }
 
     private func parse(_ text: String) throws -> ClosedRange<UInt64> {
@@ -175,35 +179,19 @@ struct Sim: ParsableCommand {
         return first...last
     }
 
-    private func explain(_ plan: Case, _ scenario: Scenario, _ seed: UInt64, _ report: inout Report) throws {
-        report.finish()
-        let small = shrink ? try Simulation.shrink(plan) : plan
-        let outcome = try simulate(small)
-        for violation in outcome.violations {
-            report.add([
-                ("violation", .text(violation)), ("scenario", .text(scenario.name)),
-                ("replay", .text("te sim --replay \(scenario.name):\(seed)")),
-                ("processes", .text("\(small.nics)")),
-                ("operations", .text(small.operations.map { "\($0)" }.joined(separator: "; "))),
-                ("faults", .text(small.faults.map { "\($0)" }.joined(separator: "; "))),
-            ])
-        }
-        report.finish()
-    }
-
     private func repeatRun(_ scenario: Scenario, _ seed: UInt64) throws {
         let plan = scenario.makeCase(seed: seed)
         print("processes with NICs: \(plan.nics); \(plan.network)")
         for operation in plan.operations { print("  \(operation)") }
         for fault in plan.faults { print("  \(fault)") }
-        let outcome = try simulate(plan)
+        let outcome = try Simulation.simulate(plan)
         print("\(outcome)")
         if !outcome.violations.isEmpty {
             let small = try Simulation.shrink(plan)
             print("smaller: NICs \(small.nics)")
             for operation in small.operations { print("  \(operation)") }
             for fault in small.faults { print("  \(fault)") }
-            for violation in try simulate(small).violations { print(violation) }
+            for violation in try Simulation.simulate(small).violations { print(violation) }
             throw ExitCode(1)
         }
     }
