@@ -214,6 +214,6 @@ private final class ControlFuzz: @unchecked Sendable {
             for file in files { close(file) }
             Target.require(reply.engine == Self.served.rawValue, "another engine answers")
         }
-        for ring in host.takeNewRings() { ring.unmap() }
+        for ring in host.takeRingChanges().new { ring.unmap() }
     }
 }

@@ -29,6 +29,11 @@ struct OutgoingRing: ~Copyable {
 
     var isEmpty: Bool { pendingFirst == pendingEnd }
 
+    /// The contexts of records whose fate is not known yet.
+    var waiting: [UInt64] {
+        (pendingFirst..<pendingEnd).map { pending[$0 & (Self.pendingCapacity - 1)].context }
+    }
+
     /// Appends a record; false when the ring is full.
     mutating func append(_ record: FrameRecord, _ bytes: UnsafeRawBufferPointer, context: UInt64) -> Bool {
         guard pendingEnd - pendingFirst < Self.pendingCapacity else { return false }
@@ -68,6 +73,8 @@ struct IncomingRing {
     private var head: UInt64 = 0
     /// False once the producer wrote something that is no record: nothing of it is believed any more.
     private var isSound = true
+    /// Whether the producer has gone.
+    var hasEnded = false
 
     init(_ mapping: SharedMapping) {
         self.mapping = mapping

@@ -32,7 +32,11 @@ public final class SharedMemoryDomain: FabricDomain {
     private struct State {
         var peerCount = 0
         var incoming: [IncomingRing] = []
-        var knownRings = 0
+        var knownChanges = 0
+        /// Entries below `peerCount` that nobody uses.
+        var freePeers: [Int] = []
+        /// Contexts of what was in the rings of peers that were let go.
+        var orphans: [UInt64] = []
         var seenDoorbell: UInt64 = .max
     }
 
@@ -43,6 +47,7 @@ public final class SharedMemoryDomain: FabricDomain {
         var wakeFile: Int32 = -1
         /// Nil while the entry is free.
         var connection: SharedMemoryPeer?
+        var imports = 0
         /// One ring, once it has been opened.
         var outgoing = Table<OutgoingRing>()
     }
@@ -63,10 +68,7 @@ public final class SharedMemoryDomain: FabricDomain {
     }
 
     public func close() {
-        for index in 0..<state.value.peerCount {
-            if peers[index].outgoing.count > 0 { peers[index].outgoing[0].mapping.unmap() }
-            peers[index] = PeerState(page: host.page)
-        }
+        for index in 0..<state.value.peerCount { forget(index) }
         for ring in state.value.incoming { ring.mapping.unmap() }
         state.value = State()
     }
@@ -85,6 +87,18 @@ public final class SharedMemoryDomain: FabricDomain {
             throw TransferError(.unreachable, "engine \(remote.engine) is on another host")
         }
         let (peer, connection) = try self.peer(remote.engine)
+        peers[peer].imports += 1
+        do throws(TransferError) {
+            return try key(for: remote, nic, peer, connection)
+        } catch {
+            release(peer)
+            throw error
+        }
+    }
+
+    private func key(
+        for remote: RemoteRegion, _ nic: Int, _ peer: Int, _ connection: SharedMemoryPeer
+    ) throws(TransferError) -> ImportedKey {
         var key = ImportedKey(remote: remote, nic: nic, peer: peer, maximumWriteBytes: 1 << 40)
         key.key = RegionSlot.state(generation: remote.generation, access: remote.access)
         let (mapping, base) = try connection.attach(remote)
@@ -115,15 +129,33 @@ public final class SharedMemoryDomain: FabricDomain {
     }
 
     public func releaseImport(_ key: ImportedKey) {
-        guard key.mappedBytes > 0 else { return }
-        peers[key.peer].connection?.detach(index: key.index, generation: key.generation)
+        if key.mappedBytes > 0 {
+            peers[key.peer].connection?.detach(index: key.index, generation: key.generation)
+        }
+        release(key.peer)
+    }
+
+    /// Ends one import of a peer; with the last one its connection, its page and its ring go.
+    private func release(_ peer: Int) {
+        peers[peer].imports -= 1
+        guard peers[peer].imports == 0 else { return }
+        if let engine = peers[peer].connection?.engine { peerIndex[engine] = nil }
+        if peers[peer].outgoing.count > 0 { state.value.orphans += peers[peer].outgoing[0].waiting }
+        forget(peer)
+        state.value.freePeers.append(peer)
+    }
+
+    private func forget(_ peer: Int) {
+        if peers[peer].outgoing.count > 0 { peers[peer].outgoing[0].mapping.unmap() }
+        if let connection = peers[peer].connection { host.release(connection) }
+        peers[peer] = PeerState(page: host.page)
     }
 
     private func peer(_ engine: EngineID) throws(TransferError) -> (Int, SharedMemoryPeer) {
         if let known = peerIndex[engine], let connection = peers[known].connection {
             return (known, connection)
         }
-        let number = state.value.peerCount
+        let number = state.value.freePeers.last ?? state.value.peerCount
         guard number < Self.peerCapacity else {
             throw TransferError(.limitReached, "more than \(Self.peerCapacity) peers on one host")
         }
@@ -132,7 +164,7 @@ public final class SharedMemoryDomain: FabricDomain {
             page: connection.page, process: connection.process, wakeFile: connection.wakeFile,
             connection: connection)
         peerIndex[engine] = number
-        state.value.peerCount += 1
+        if state.value.freePeers.popLast() == nil { state.value.peerCount += 1 }
         return (number, connection)
     }
 
@@ -175,6 +207,7 @@ public final class SharedMemoryDomain: FabricDomain {
 
     public func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int {
         var count = 0
+        if !state.value.orphans.isEmpty { unsafe giveUpOrphans(completions, &count) }
         for peer in 0..<state.value.peerCount {
             guard peers[peer].outgoing.count > 0 else { continue }
             unsafe peers[peer].outgoing[0].collect(into: completions, &count)
@@ -183,21 +216,39 @@ public final class SharedMemoryDomain: FabricDomain {
         return count
     }
 
+    private func giveUpOrphans(_ completions: UnsafeMutableBufferPointer<Completion>, _ count: inout Int) {
+        while count < completions.count, let context = state.value.orphans.popLast() {
+            unsafe completions[count] = Completion(context: context, count: 1, status: .peerLost)
+            count += 1
+        }
+    }
+
     /// Empties the rings of peers: carries out writes, returns messages.
     private func drain(_ completions: UnsafeMutableBufferPointer<Completion>, _ count: inout Int) {
         let doorbell = host.page.signals.doorbell.load(ordering: .acquiring)  // pairs with ring(_:)
         guard doorbell != state.value.seenDoorbell else { return }
-        // pairs with the add in SharedMemoryHost.answerRing
-        if host.ringCount.load(ordering: .acquiring) != state.value.knownRings {
-            for mapping in host.takeNewRings() {
-                state.value.incoming.append(IncomingRing(mapping))
-                state.value.knownRings += 1
+        // pairs with the adds in SharedMemoryHost
+        let changes = host.ringChanges.load(ordering: .acquiring)
+        if changes != state.value.knownChanges {
+            state.value.knownChanges = changes
+            let (new, ended) = host.takeRingChanges()
+            for mapping in new { state.value.incoming.append(IncomingRing(mapping)) }
+            for index in state.value.incoming.indices
+            where ended.contains(UInt(bitPattern: unsafe state.value.incoming[index].mapping.base)) {
+                state.value.incoming[index].hasEnded = true
             }
+        }
+        // Messages of the last poll have been read: a ring that holds none of them can go.
+        state.value.incoming.removeAll { ring in
+            guard ring.hasEnded, ring.isEmpty else { return false }
+            ring.mapping.unmap()
+            return true
         }
         var isEmpty = true
         for index in state.value.incoming.indices {
             unsafe state.value.incoming[index].drain(into: completions, &count, page: host.page)
-            isEmpty = isEmpty && state.value.incoming[index].isEmpty
+            let ring = state.value.incoming[index]
+            isEmpty = isEmpty && ring.isEmpty && !ring.hasEnded
         }
         // With everything drained the doorbell decides again; otherwise the next poll goes on.
         state.value.seenDoorbell = isEmpty ? doorbell : .max

@@ -21,12 +21,15 @@ public final class SharedMemoryHost: Sendable {
     private struct State {
         var regions: [UInt32: LocalRegion] = [:]
         var newRings: [SharedMapping] = []
-        var peers: [EngineID: SharedMemoryPeer] = [:]
+        /// Rings whose writers have gone, by their addresses.
+        var endedRings: Set<UInt> = []
+        /// Peers, and how many domains use each.
+        var peers: [EngineID: (peer: SharedMemoryPeer, users: Int)] = [:]
         var thread: PlatformThread?
     }
     private let state = Mutex(State())
-    /// Counts rings ever opened; the draining domain compares it with what it has.
-    let ringCount = Atomic<Int>(0)
+    /// Counts rings that were opened or have ended; the draining domain compares it with what it knows.
+    let ringChanges = Atomic<Int>(0)
 
     /// Starts serving. `pageFile` is the memory file behind `page`, `wakeFile` the event that wakes the engine's worker;
     /// both stay the caller's.
@@ -62,12 +65,13 @@ public final class SharedMemoryHost: Sendable {
                 state.thread = nil
                 state.peers = [:]
             }
-            return (state.thread, Array(state.peers.values))
+            return (state.thread, state.peers.values.map(\.peer))
         }
         guard let thread else { return }
         _ = te_event_signal(stopFile)
         thread.join()
         for peer in peers { peer.close() }
+        for ring in takeRingChanges().new { ring.unmap() }
         Glibc.close(listener)
         Glibc.close(stopFile)
         unsafe UnsafeMutableRawPointer(bitPattern: probe)?.deallocate()
@@ -81,30 +85,53 @@ public final class SharedMemoryHost: Sendable {
     func withdraw(_ region: LocalRegion) {
         state.withLock { _ = $0.regions.removeValue(forKey: region.index) }
     }
-    func takeNewRings() -> [SharedMapping] {
+    /// Rings that were opened since the last call, and the addresses of those whose writers have gone.
+    func takeRingChanges() -> (new: [SharedMapping], ended: Set<UInt>) {
         state.withLock { state in
-            defer { state.newRings = [] }
-            return state.newRings
+            defer {
+                state.newRings = []
+                state.endedRings = []
+            }
+            return (state.newRings, state.endedRings)
         }
     }
 
-    /// The connection to another engine on this host, made when there is none yet.
+    /// The connection to another engine on this host, made when there is none yet; `release` ends its use.
     func peer(_ engine: EngineID) throws(TransferError) -> SharedMemoryPeer {
-        if let peer = state.withLock({ $0.peers[engine] }) { return peer }
+        if let known = state.withLock({ Self.use(&$0, engine) }) { return known }
         let fresh = try SharedMemoryPeer(connectingTo: engine, from: self.engine)
         let kept = state.withLock { state in
-            if let other = state.peers[engine] { return other }
-            state.peers[engine] = fresh
+            if let other = Self.use(&state, engine) { return other }
+            state.peers[engine] = (fresh, 1)
             return fresh
         }
         if kept !== fresh { fresh.close() }
         return kept
     }
 
+    private static func use(_ state: inout State, _ engine: EngineID) -> SharedMemoryPeer? {
+        state.peers[engine]?.users += 1
+        return state.peers[engine]?.peer
+    }
+
+    /// Ends a domain's use of a connection; the last one closes it.
+    func release(_ peer: SharedMemoryPeer) {
+        let isLast = state.withLock { state in
+            guard state.peers[peer.engine]?.peer === peer else { return false }
+            state.peers[peer.engine]?.users -= 1
+            guard state.peers[peer.engine]?.users == 0 else { return false }
+            state.peers[peer.engine] = nil
+            return true
+        }
+        if isLast { peer.close() }
+    }
+
     // MARK: Service thread
 
     private func serve() {
         var connections: [Int32] = []
+        /// The rings that each connection's engine writes into.
+        var rings: [Int32: [UInt]] = [:]
         defer { for connection in connections { Glibc.close(connection) } }
         while true {
             var polls = ([stopFile, listener] + connections).map {
@@ -112,8 +139,9 @@ public final class SharedMemoryHost: Sendable {
             }
             guard unsafe Glibc.poll(&polls, nfds_t(polls.count), -1) >= 0 || errno == EINTR else { return }
             if polls[0].revents != 0 { return }
-            for entry in polls.dropFirst(2) where entry.revents != 0 && !answer(entry.fd) {
+            for entry in polls.dropFirst(2) where entry.revents != 0 && !answer(entry.fd, &rings) {
                 connections.removeAll { $0 == entry.fd }
+                end(rings.removeValue(forKey: entry.fd) ?? [])
                 Glibc.close(entry.fd)
             }
             if polls[1].revents != 0 {
@@ -123,8 +151,17 @@ public final class SharedMemoryHost: Sendable {
         }
     }
 
+    /// Notes that the writer of some rings has gone: the draining domain lets go of them once they are empty.
+    private func end(_ rings: [UInt]) {
+        guard !rings.isEmpty else { return }
+        state.withLock { $0.endedRings.formUnion(rings) }
+        ringChanges.add(1, ordering: .releasing)  // pairs with the load in SharedMemoryDomain.drain
+        page.signals.doorbell.wrappingAdd(1, ordering: .sequentiallyConsistent)
+        if page.signals.sleeping.load(ordering: .sequentiallyConsistent) != 0 { _ = te_event_signal(wakeFile) }
+    }
+
     /// Answers one request; false when the connection has ended.
-    private func answer(_ connection: Int32) -> Bool {
+    private func answer(_ connection: Int32, _ rings: inout [Int32: [UInt]]) -> Bool {
         guard let (request, files) = ControlPacket.receive(from: connection) else { return false }
         for file in files { Glibc.close(file) }
         var reply = ControlPacket(request.kind)
@@ -136,7 +173,7 @@ public final class SharedMemoryHost: Sendable {
         case ControlPacket.Kind.region:
             return answerRegion(request, &reply, connection)
         case ControlPacket.Kind.ring:
-            return answerRing(&reply, connection)
+            return answerRing(&reply, connection, &rings)
         default:
             return false
         }
@@ -160,13 +197,16 @@ public final class SharedMemoryHost: Sendable {
         return reply.send(to: connection, files: region.memoryFile >= 0 ? [region.memoryFile] : []) == 0
     }
 
-    private func answerRing(_ reply: inout ControlPacket, _ connection: Int32) -> Bool {
+    private func answerRing(
+        _ reply: inout ControlPacket, _ connection: Int32, _ rings: inout [Int32: [UInt]]
+    ) -> Bool {
         guard let ring = try? SharedMapping.create(name: "te-ring", byteCount: ByteRing.byteCount) else {
             reply.status = UInt32(WorkStatus.providerFailed.rawValue)
             return reply.send(to: connection) == 0
         }
         state.withLock { $0.newRings.append(ring) }
-        ringCount.add(1, ordering: .releasing)  // pairs with the load in SharedMemoryDomain.drain
+        rings[connection, default: []].append(UInt(bitPattern: unsafe ring.base))
+        ringChanges.add(1, ordering: .releasing)  // pairs with the load in SharedMemoryDomain.drain
         return reply.send(to: connection, files: [ring.file]) == 0
     }
 }
