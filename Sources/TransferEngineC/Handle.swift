@@ -5,6 +5,7 @@ internal import TransferEngine
 /// * for objects 20 bits of place and 32 bits of serial number, new for each object of the process;
 /// * for transfers 7 bits of the engine's use of its place, 13 bits of place, and 32 bits of generation.
 struct Handle {
+    /// 8 to 15 are for what stands on the engine.
     enum Kind: UInt64 {
         case engine = 1
         case region, remote, peer, group, watcher, transfer

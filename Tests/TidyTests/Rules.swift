@@ -176,11 +176,13 @@ enum Rules {
                 let kind = words.firstIndex(where: { declarations.contains($0) }), kind > place
             else { return nil }
             let name = kind + 1 < words.count ? words[kind + 1] : ""
-            // What implements a C header is described there.
-            if words[..<place].contains("@implementation") { return nil }
             if words[kind] == "init" || witnesses.contains(name) || words[kind] == "import" { return nil }
             var above = line - 1
             while above >= 0, code(file.lines[above]).hasPrefix("@") { above -= 1 }
+            // What implements a C header is described there.
+            if file.lines[(above + 1)...line].contains(where: { $0.contains("@implementation") }) {
+                return nil
+            }
             return above >= 0 && file.lines[above].drop { $0 == " " }.hasPrefix("///")
                 ? nil : "\(file.place(line)): \(name) is public and has no comment; write what it is with ///"
         }

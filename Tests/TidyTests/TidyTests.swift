@@ -121,6 +121,8 @@ import Testing
         #expect(complaints(Rules.publicIsDocumented, "    public var description: String {") == 0)
         #expect(complaints(Rules.publicIsDocumented, "    func a() {") == 0)
         #expect(complaints(Rules.publicIsDocumented, "@c @implementation public func a() {") == 0)
+        #expect(complaints(Rules.publicIsDocumented, "@c @implementation\npublic func a() {") == 0)
+        #expect(complaints(Rules.publicIsDocumented, "@c\npublic func a() {") == 1)
     }
 
     @Test func unsafeMarksAreCounted() {
