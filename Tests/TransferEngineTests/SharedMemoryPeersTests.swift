@@ -1,0 +1,74 @@
+import CPlatform
+import Glibc
+import Testing
+import TransferEngine
+
+/// What shared memory keeps of peers that come and go.
+@Suite(.serialized, .timeLimit(.minutes(2))) struct SharedMemoryPeersTests {
+    private func engine(_ name: String) throws -> TransferEngine {
+        try TransferEngine(
+            Configuration(
+                name: name, nics: [.sharedMemory(SharedMemoryOptions(callerMemory: .bounce))], progress: .manual))
+    }
+
+    /// Writes into the survivor's memory through a ring, is written to, says something, and is closed or let go.
+    private func meet(_ survivor: TransferEngine, _ target: MemoryRegion, round: UInt32, isKept: Bool) throws {
+        let visitor = try engine("visitor")
+        defer { visitor.close() }
+        let own = try visitor.allocate(byteCount: 4096)
+        own.baseAddress.storeBytes(of: round, as: UInt32.self)
+        let there = try visitor.attach(survivor.descriptor(of: target))
+        let back = try survivor.attach(visitor.descriptor(of: own))
+        try visitor.write(from: own, byteCount: 4, to: there, immediate: 5)
+        try survivor.write(from: target, byteCount: 0, to: back, immediate: 6)
+        try drive([visitor, survivor]) { survivor.count(of: 5) == 1 && visitor.count(of: 6) == 1 }
+        #expect(survivor.consume(5, count: 1))
+        #expect(target.baseAddress.load(as: UInt32.self) == round)
+        if !isKept { try visitor.detach(there) }
+        try survivor.detach(back)
+    }
+
+    private func drive(_ engines: [TransferEngine], until done: () -> Bool) throws {
+        let end = te_monotonic_nanoseconds() + 20_000_000_000
+        while !done() {
+            for engine in engines { engine.progress() }
+            try #require(te_monotonic_nanoseconds() < end, "nothing happens")
+        }
+    }
+
+    /// Rings among the mappings of this process, and what is mapped of pages.
+    private func mappings(of name: String) -> Int {
+        guard let file = fopen("/proc/self/maps", "r") else { return 0 }
+        defer { fclose(file) }
+        var line = [CChar](repeating: 0, count: 512)
+        var count = 0
+        while fgets(&line, 512, file) != nil {
+            let text = String(decoding: line.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+            if text.contains(name) { count += 1 }
+        }
+        return count
+    }
+
+    @Test(arguments: [false, true]) func nothingIsKept(ofPeersThatAreClosedAttached isKept: Bool) throws {
+        let survivor = try engine("survivor")
+        defer { survivor.close() }
+        let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+        defer { memory.deallocate() }
+        let target = try survivor.register(memory, access: .remoteWrite)
+        try meet(survivor, target, round: 1, isKept: isKept)
+        func settle() throws {
+            // The service hears of the end in its own time.
+            let end = te_monotonic_nanoseconds() + 100_000_000
+            try drive([survivor]) { te_monotonic_nanoseconds() > end }
+        }
+        try settle()
+        let before = (mappings(of: "te-ring"), mappings(of: "te-page"))
+        for round in 2..<40 as Range<UInt32> {
+            try meet(survivor, target, round: round, isKept: isKept)
+        }
+        try settle()
+        // Other suites of this process have rings, too, and let them go meanwhile.
+        #expect(mappings(of: "te-ring") < before.0 + 20)
+        #expect(mappings(of: "te-page") < before.1 + 20)
+    }
+}
