@@ -95,11 +95,13 @@ enum Rules {
         "KVCacheTransfer": ["TransferEngine"],
         "TransferDirectory": ["TransferEngine"],
         "EtcdDirectory": ["TransferDirectory", "TransferEngine"],
-        "Simulation": ["TransferCore", "SimulatedProvider", "TransferEngine", "KVCacheTransfer"],
+        "Simulation": [
+            "TransferCore", "SimulatedProvider", "TransferEngine", "KVCacheTransfer",
+        ],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "te": [
-            "TransferEngine", "KVCacheTransfer", "Simulation", "Platform", "CPlatform", "SharedMemoryProvider",
-            "LibfabricProvider", "VerbsProvider",
+            "TransferEngine", "KVCacheTransfer", "Simulation", "Platform", "CPlatform",
+            "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider",
         ],
     ]
 
