@@ -12,7 +12,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODEL := .models/SmolLM2.gguf
 TE := .build/release/te
 SOURCES := Package.swift Sources Tests IntegrationTests examples/push/Package.swift examples/push/Sources \
-  examples/kv/Package.swift examples/kv/Sources
+  examples/prefill-decode/Package.swift examples/prefill-decode/Sources
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
@@ -58,7 +58,7 @@ test: setup lint
 	$(TE) kv soak --seconds 20
 	$(TE) kv soak --seconds 10 --provider tcp
 	swift run --package-path examples/push push
-	swift run --package-path examples/kv kv
+	swift run --package-path examples/prefill-decode prefill-decode
 	$(MAKE) test-rdma
 
 # On soft-RoCE, in a guest: docs/rdma-rig.md. RIG=uml takes user-mode Linux, TESTS=words only the tests that are named so.
@@ -110,4 +110,4 @@ format:
 	swift format --in-place --recursive $(SOURCES)
 
 clean:
-	rm -rf .build .build-* examples/push/.build examples/kv/.build
+	rm -rf .build .build-* examples/push/.build examples/prefill-decode/.build
