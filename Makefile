@@ -12,7 +12,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODEL := .models/SmolLM2.gguf
 TE := .build/release/te
 SOURCES := Package.swift Sources Tests Fuzz IntegrationTests examples/push/Package.swift examples/push/Sources \
-  examples/kv/Package.swift examples/kv/Sources
+  examples/prefill-decode/Package.swift examples/prefill-decode/Sources
 # The suites whose promise holds for optimised code only.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
@@ -59,8 +59,9 @@ test: setup lint
 	$(TE) kv soak --seconds 20
 	$(TE) kv soak --seconds 10 --provider tcp
 	swift run --package-path examples/push push
-	swift run --package-path examples/kv kv
+	swift run --package-path examples/prefill-decode prefill-decode
 	$(MAKE) test-c test-python
+	$(MAKE) chaos SECONDS=60
 	$(MAKE) test-rdma
 
 # Every decoder of foreign bytes under libFuzzer, SECONDS for each: docs/reliability.md.
@@ -145,4 +146,4 @@ format:
 include dev/bindings.mk
 
 clean:
-	rm -rf .build .build-* examples/push/.build examples/kv/.build
+	rm -rf .build .build-* examples/push/.build examples/prefill-decode/.build

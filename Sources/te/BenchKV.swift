@@ -134,7 +134,8 @@ final class KVBenchSource: @unchecked Sendable {
         ])
         ranks = try KVBenchModel.ranks(
             layout, pageCount: pages.pages.count, provider: provider, name: "prefiller")
-        let bytes = pages.pages.count * ranks[0].placement.layers[0][0].stride * 4
+        // As much as is pushed, so that the copy does not stay in a cache either.
+        let bytes = ranks.reduce(0) { $0 + $1.regions[0].byteCount }
         scratch = .allocate(byteCount: bytes, alignment: 4096)
         memset(scratch, 1, bytes)
         for rank in ranks { memset(rank.regions[0].baseAddress, 3, rank.regions[0].byteCount) }
@@ -209,11 +210,12 @@ final class KVBenchSource: @unchecked Sendable {
     private func copyLayer(_ layer: Int) -> Double {
         let targets = KVBenchModel.pages(pageCount, seed: 2).pages
         let start = monotonicSeconds()
-        for rank in ranks {
+        for (number, rank) in ranks.enumerated() {
             let plane = rank.placement.layers[layer][0]
+            let begin = scratch + (layer * ranks.count + number) * pageCount * pageBytes
             for (from, to) in zip(pages.pages, targets) {
                 memcpy(
-                    scratch + (layer % 4 * pageCount + Int(to)) * pageBytes,
+                    begin + Int(to) * pageBytes,
                     rank.regions[0].baseAddress + plane.offset + Int(from) * plane.stride, pageBytes)
             }
         }
@@ -273,7 +275,13 @@ struct BenchKVTarget: ParsableCommand {
         _ = writeLine("up", to: 1)
         guard let line = readLine(), let address = bytes(hexadecimal: line) else { return }
         let peer = try decoder.connect(to: EngineAddress(decoding: address))
-        while readLine() != nil {
+        // The other side's last writes need this one's progress as well.
+        let lines = ChildLines()
+        while true {
+            guard lines.next() != nil else {
+                for rank in ranks { rank.engine.progress() }
+                continue
+            }
             let ready = Ready()
             decoder.request(
                 KVRequest(span: TokenSpan(end: tokens), tables: [table], input: [], timeout: .seconds(60)),

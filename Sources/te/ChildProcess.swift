@@ -1,6 +1,7 @@
 internal import CPlatform
 internal import Glibc
 internal import Platform
+internal import Synchronization
 internal import TransferEngine
 
 /// Another process running this very program, spoken to by lines over its standard input and output.
@@ -104,6 +105,23 @@ final class ChildProcess {
         kill(process, SIGKILL)
         waitpid(process, &status, 0)
     }
+}
+
+/// What the parent says to a child that has other things to do, read by a thread of its own. The child ends when the parent has.
+final class ChildLines: Sendable {
+    private let waiting = Mutex<[String]>([])
+    private static let threads = Mutex<[PlatformThread]>([])
+
+    init() {
+        let thread = PlatformThread(name: "te-lines") { [self] in
+            while let line = readLine() { waiting.withLock { $0.append(line) } }
+            exit(0)
+        }
+        Self.threads.withLock { threads in if let thread { threads.append(thread) } }
+    }
+
+    /// The oldest line that has not been taken.
+    func next() -> String? { waiting.withLock { $0.isEmpty ? nil : $0.removeFirst() } }
 }
 
 /// The path of this program.

@@ -120,29 +120,12 @@ struct KVSoakNode: ParsableCommand {
     func run() throws {
         _ = te_die_with_parent()
         let pages = try KVSoakPages(name, provider: provider)
-        let lines = Lines()
+        let lines = ChildLines()
         if role == "prefiller" {
             try KVSoakPrefiller(name, pages).run(lines)
         } else {
             try KVSoakDecoder(name, pages, seed).run(lines)
         }
-    }
-
-    /// Lines from the parent, read by a thread of its own.
-    final class Lines: Sendable {
-        private let waiting = Mutex<[String]>([])
-
-        init() {
-            let thread = PlatformThread(name: "te-lines", cpu: nil) { [self] in
-                while let line = readLine() { waiting.withLock { $0.append(line) } }
-                Glibc.exit(0)
-            }
-            Lines.thread.withLock { $0 = thread }
-        }
-
-        private static let thread = Mutex<PlatformThread?>(nil)
-
-        func next() -> String? { waiting.withLock { $0.isEmpty ? nil : $0.removeFirst() } }
     }
 }
 
@@ -197,7 +180,7 @@ private final class KVSoakPrefiller: @unchecked Sendable {
         if let done { pages.give(done.pages) }
     }
 
-    func run(_ lines: KVSoakNode.Lines) throws {
+    func run(_ lines: ChildLines) throws {
         guard let role else { return }
         // The model takes its time; heartbeats do not wait for it.
         let heart = PlatformThread(name: "te-heart") {
@@ -259,7 +242,7 @@ private final class KVSoakDecoder: @unchecked Sendable {
         role = try KVDecoder(KVSoakPages.configuration(name), layout: KVSoakPages.layout, ranks: [pages.rank])
     }
 
-    func run(_ lines: KVSoakNode.Lines) throws {
+    func run(_ lines: ChildLines) throws {
         _ = writeLine("up", to: 1)
         var isStopping = false
         var end = UInt64.max

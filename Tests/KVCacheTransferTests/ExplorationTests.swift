@@ -57,7 +57,7 @@ struct Universe: Hashable {
         }
         for message in Set(messages) {
             step { $0.deliver(message) }
-            if mayFail { step { $0.messages.remove(at: $0.messages.firstIndex(of: message)!) } }
+            if mayFail { step { $0.messages.removeOne(message) } }
         }
         if decoder.state == .waiting || decoder.state == .cancelling {
             step { $0.decide(.cancel(Self.reason)) }
@@ -94,10 +94,10 @@ struct Universe: Hashable {
 
     private func flights(_ write: Write, _ mayFail: Bool, _ step: ((inout Universe) -> Void) -> Void) {
         func change(_ universe: inout Universe, _ body: (inout Write) -> Void) {
-            body(&universe.inFlight[universe.inFlight.firstIndex(of: write)!])
+            universe.inFlight.changeOne(write, body)
         }
         func remove(_ universe: inout Universe) {
-            universe.inFlight.remove(at: universe.inFlight.firstIndex(of: write)!)
+            universe.inFlight.removeOne(write)
         }
         if write.isFlying {
             step {
@@ -139,7 +139,7 @@ struct Universe: Hashable {
     }
 
     private mutating func deliver(_ message: Message) {
-        messages.remove(at: messages.firstIndex(of: message)!)
+        messages.removeOne(message)
         switch message {
         case .prefill:
             if session.begin(Self.request, oldest: 0) { prefiller = PrefillerRequest() }
@@ -188,6 +188,16 @@ struct Universe: Hashable {
     private mutating func check() {
         if broken != nil || isRevoked || decoder.holdsPages { return }
         if inFlight.contains(where: \.isFlying) { broken = "pages are free and a write is under way" }
+    }
+}
+
+extension Array where Element: Equatable {
+    fileprivate mutating func removeOne(_ element: Element) {
+        if let index = firstIndex(of: element) { remove(at: index) }
+    }
+
+    fileprivate mutating func changeOne(_ element: Element, _ body: (inout Element) -> Void) {
+        if let index = firstIndex(of: element) { body(&self[index]) }
     }
 }
 

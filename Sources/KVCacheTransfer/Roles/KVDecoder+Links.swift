@@ -13,6 +13,8 @@ struct DecoderLink {
     var state = State.greeting
     var session: UInt64 = 0
     var nextRequest: UInt64 = 1
+    /// All requests below have ended, as of the last heartbeat.
+    var oldest: UInt64 = 1
     var liveness = PeerLiveness(intervalNanoseconds: .max, intervals: 2, now: 0)
     var load = 0
     var isDraining = false
@@ -34,6 +36,7 @@ extension KVDecoder {
         let session = random.next()
         links[number]?.session = session
         links[number]?.nextRequest = 1
+        links[number]?.oldest = 1
         links[number]?.state = .greeting
         links[number]?.liveness = PeerLiveness(
             intervalNanoseconds: configuration.heartbeat.nanoseconds, intervals: configuration.heartbeats,
@@ -131,10 +134,10 @@ extension KVDecoder {
             guard let link = links[number], link.isInUse else { continue }
             switch links[number]?.liveness.tick(now: now) {
             case .beat?:
+                let oldest = oldest(link.session, link)
+                links[number]?.oldest = oldest
                 send(
-                    .heartbeat(
-                        KVMessage.Heartbeat(
-                            session: link.session, number: oldest(link.session, link), isDraining: false)),
+                    .heartbeat(KVMessage.Heartbeat(session: link.session, number: oldest, isDraining: false)),
                     to: number)
             case .lost?:
                 lose(

@@ -104,7 +104,7 @@ extension KVDecoder {
             .prefill(
                 KVMessage.Prefill(
                     session: session, request: entry.numberInSession,
-                    oldest: links[link].map { oldest(session, $0) } ?? 1, span: entry.request.span,
+                    oldest: links[link]?.oldest ?? 1, span: entry.request.span,
                     isLayerwise: entry.request.isLayerwise,
                     immediates: entry.waits.map { $0.lease.first.value },
                     tables: entry.request.tables, tail: entry.request.tail,

@@ -77,7 +77,11 @@ public final class KVPrefiller: @unchecked Sendable {
     private let isStopped = Atomic<Bool>(false)
 
     /// Opens a prefiller on its ranks. Messages come and go over the engine of rank 0, whose receive pool it takes.
-    /// - Parameter onJob: Called for each request; the answer is `accept` or `refuse`, at once or later.
+    /// - Parameters:
+    ///   - configuration: Name and times.
+    ///   - layout: How the instance keeps the cache.
+    ///   - ranks: One for each of the layout's ranks.
+    ///   - onJob: Called for each request; the answer is `accept` or `refuse`, at once or later.
     /// - Throws: `KVError.Code.invalidLayout`.
     public init(
         _ configuration: KVConfiguration, layout: KVLayout, ranks: [KVRank],
@@ -98,8 +102,11 @@ public final class KVPrefiller: @unchecked Sendable {
     /// How decoders reach it.
     public var address: EngineAddress { ranks[0].engine.address }
 
-    /// Takes a job on. `sources` are the pages that the model computes into, for each group.
-    /// - Parameter handler: Told when to stop, and when the pages may be used again.
+    /// Takes a job on.
+    /// - Parameters:
+    ///   - job: The job.
+    ///   - sources: The pages that the model computes into, for each group.
+    ///   - handler: Told when to stop, and when the pages may be used again.
     public func accept(
         _ job: KVJob.ID, sources: [PageTable], handler: @escaping @Sendable (KVJobEvent) -> Void
     ) {

@@ -74,11 +74,12 @@ extension KVLayout {
             throw KVError(
                 .invalidLayout, "\(tables.count) page tables; one for each of \(formats.count) groups")
         }
+        let largest = tables.map { $0.pages.max() }
         for (rank, placement) in placements.enumerated() {
             for (layer, planes) in zip(stages[rank / tensorRanks], placement.layers) {
                 let group = group(ofLayer: layer) ?? 0
                 let count = planes.reduce(.max) { min($0, $1.pageCount) }
-                if let page = tables[group].pages.max(), Int(page) >= count {
+                if let page = largest[group], Int(page) >= count {
                     throw KVError(.invalidLayout, "page \(page) of group \(group); rank \(rank) has \(count)")
                 }
             }

@@ -2,11 +2,11 @@
 import PackageDescription
 
 let package = Package(
-    name: "kv",
+    name: "prefill-decode",
     dependencies: [.package(name: "transfer-engine", path: "../..")],
     targets: [
         .executableTarget(
-            name: "kv",
+            name: "prefill-decode",
             dependencies: [
                 .product(name: "KVCacheTransfer", package: "transfer-engine"),
                 .product(name: "TransferEngine", package: "transfer-engine"),

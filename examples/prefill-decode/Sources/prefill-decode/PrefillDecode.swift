@@ -2,7 +2,7 @@ import KVCacheTransfer
 import TransferEngine
 
 /// A prefiller and a decoder in one process: the cache of a request goes from one to the other, layer by layer.
-@main struct KV {
+@main struct PrefillDecode {
     static let layout = KVLayout(
         model: KVModel(
             name: "tiny", elementType: "bf16",
