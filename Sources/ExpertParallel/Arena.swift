@@ -21,8 +21,8 @@ struct Arena {
         }
     }
 
-    /// Hands out from the first hole in which `fit` finds room: it is given the bytes that are free there in a row, and returns how
-    /// many of them it takes; 0 is none. Nil when there is no such hole.
+    /// Hands out from the first hole in which `fit` finds room: it is given the bytes that are free there in a row, and
+    /// returns how many of them it takes; 0 is none. Nil when there is no such hole.
     mutating func take(_ fit: (_ free: Int) -> Int) -> Int? {
         for number in holes.indices {
             let hole = holes[number]

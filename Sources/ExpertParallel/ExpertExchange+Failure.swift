@@ -15,7 +15,8 @@ extension ExpertExchange {
                     rank,
                     TransferError(
                         .stalled,
-                        "rank \(rank) has kept micro-batch \(batch.index) waiting for \(configuration.deadline) in step \(batch.step) (\(batch.phase)); it lives, and is slow or in another step"
+                        "rank \(rank) has kept micro-batch \(batch.index) waiting for \(configuration.deadline) "
+                            + "in step \(batch.step) (\(batch.phase)); it lives, and is slow or in another step"
                     ))
             } else {
                 probe(batch, rank)

@@ -123,8 +123,8 @@ public struct MemoryPlan: Hashable, Sendable {
     /// Bytes of one micro-batch in all.
     public var byteCount: Int { receiveBytes + sendBytes + groupedBytes }
 
-    /// Bytes of the two buffers that the paper's implementation would allocate for the same shape: capacity of the worst case times
-    /// the larger slot, twice (arXiv 2510.27656 and its code; slots of tokens with scales and of results).
+    /// Bytes of the two buffers that the paper's implementation would allocate for the same shape: capacity of the worst
+    /// case times the larger slot, twice (arXiv 2510.27656 and its code; slots of tokens with scales and of results).
     public static func paperBytes(_ shape: ExpertConfiguration) -> Int {
         let groups = shape.ranks / shape.replicas
         let tokens = shape.maximumTokens

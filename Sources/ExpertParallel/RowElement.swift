@@ -1,8 +1,8 @@
 /// How sixteen neighbouring values of one type are read and written, as two halves.
 ///
-/// Which values are in which half is the type's affair: BF16 keeps those with even numbers apart from those with odd numbers, since
-/// then widening is a shift and a mask. Widening is exact and narrowing rounds to the nearest value, ties to even, so that a sum
-/// depends on the order of its terms only.
+/// Which values are in which half is the type's affair: BF16 keeps those with even numbers apart from those with odd
+/// numbers, since then widening is a shift and a mask. Widening is exact and narrowing rounds to the nearest value, ties
+/// to even, so that a sum depends on the order of its terms only.
 protocol RowElement {
     /// Whether the halves are even and odd values instead of lower and upper ones.
     static var isPaired: Bool { get }

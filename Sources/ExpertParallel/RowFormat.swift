@@ -1,7 +1,8 @@
 /// How rows lie in memory and on the wire.
 ///
 /// A block of `n` rows is three arrays behind each other: what is known of each row (its weights and local experts), its scales,
-/// and the rows themselves. So a block is one contiguous range, and rows may also be written alone, straight from where tokens lie.
+/// and the rows themselves. So a block is one contiguous range, and rows may also be written alone, straight from where
+/// tokens lie.
 struct RowFormat: Hashable, Sendable {
     /// Entries of a row's list.
     let topK: Int
@@ -61,8 +62,8 @@ extension ExpertConfiguration {
     /// Most rows of results that a rank gets back in one step.
     var resultRows: Int { maximumTokens * (reduction == .sender ? min(topK, ranks) : topK) }
 
-    /// Rows of the memory for results: more than a step needs, for what lost ranks may still write to. A quarter, or the shares of
-    /// two ranks when that is more; nobody is lost when there is nobody else.
+    /// Rows of the memory for results: more than a step needs, for what lost ranks may still write to. A quarter, or the
+    /// shares of two ranks when that is more; nobody is lost when there is nobody else.
     var resultCapacity: Int {
         ranks == 1 ? resultRows : resultRows + max((resultRows + 3) / 4, (2 * resultRows + ranks - 1) / ranks)
     }

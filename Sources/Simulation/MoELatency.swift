@@ -1,9 +1,9 @@
 /// How long dispatch and combine take on NICs that are not here: a formula, with the paper's measurements put in.
 ///
-/// The paper's algorithm packs everything, then posts everything, then waits for everything, then sorts everything; each (token,
-/// expert) travels by itself. Ours (`ExpertExchange`) posts to each rank as soon as that rank's rows are packed, sends a token once
-/// to a rank, and sorts rows as they arrive; so packing, posting and sorting hide behind the wire but for the first and the
-/// last rank. Everything is in microseconds. It is a model: nothing of it was run on such a NIC.
+/// The paper's algorithm packs everything, then posts everything, then waits for everything, then sorts everything; each
+/// (token, expert) travels by itself. Ours (`ExpertExchange`) posts to each rank as soon as that rank's rows are packed,
+/// sends a token once to a rank, and sorts rows as they arrive; so packing, posting and sorting hide behind the wire but
+/// for the first and the last rank. Everything is in microseconds. It is a model: nothing of it was run on such a NIC.
 public struct MoELatency: Hashable, Sendable {
     /// A NIC as the paper measured it.
     public struct NIC: Hashable, Sendable {

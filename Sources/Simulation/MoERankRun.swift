@@ -115,7 +115,8 @@ final class MoERankRun {
                 let found = memory.sum(token * shape.hidden + column)
                 if found != expected {
                     report(
-                        "rank \(rank): a wrong sum, \(found) instead of \(expected), token \(token), missing \(result.missingRanks)"
+                        "rank \(rank): a wrong sum, \(found) instead of \(expected), token \(token), "
+                            + "missing \(result.missingRanks)"
                     )
                     return
                 }

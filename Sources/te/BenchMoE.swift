@@ -9,9 +9,10 @@ struct BenchMoE: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "moe", abstract: "Token dispatch and combine of expert parallelism.",
         discussion: """
-            One process for each rank, over shared memory. DeepSeek-V3's shape: 7168 values, 256 experts, 8 of them \
-            for each token, FP8 with a scale for every 128 values in, BF16 out. Tokens choose their experts at random. \
-            A step is dispatch and combine; copied is what it has to copy, beside what memcpy copies at that time.
+            One process for each rank, over shared memory. DeepSeek-V3's shape: 7168 values, 256 experts, \
+            8 of them for each token, FP8 with a scale for every 128 values in, BF16 out. Tokens choose \
+            their experts at random. A step is dispatch and combine; copied is what it has to copy, beside \
+            what memcpy copies at that time.
             """)
 
     enum Mode: String, ExpressibleByArgument { case decode, prefill }

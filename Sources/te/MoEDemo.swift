@@ -17,8 +17,9 @@ struct MoEDemo: ParsableCommand {
         commandName: "demo",
         abstract: "Compute MoE layers like Mixtral's and Qwen3's on several processes, and the same in one.",
         discussion: """
-            Every process has some of the experts (SwiGLU, BF16 weights), and tokens of its own. The router is a softmax \
-            over all experts; the best k are taken and their weights made to add up to 1. The results must be equal to the bit.
+            Every process has some of the experts (SwiGLU, BF16 weights), and tokens of its own. The router \
+            is a softmax over all experts; the best k are taken and their weights made to add up to 1. The \
+            results must be equal to the bit.
             """)
 
     @Option(help: "processes") var ranks = 4

@@ -259,8 +259,8 @@ final class StepInput {
             experts: kept.1, weights: kept.2)
     }
 
-    /// The oracle: the dense computation in double precision, without anything of the library but the number formats. Only experts
-    /// for which `isThere` holds contribute.
+    /// The oracle: the dense computation in double precision, without anything of the library but the number formats. Only
+    /// experts for which `isThere` holds contribute.
     func oracle(isThere: (Int) -> Bool = { _ in true }) -> (values: [Double], magnitude: [Double]) {
         var values = [Double](repeating: 0, count: count * shape.hidden)
         var magnitude = values
