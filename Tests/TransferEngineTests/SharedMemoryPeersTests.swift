@@ -1,5 +1,6 @@
 import CPlatform
 import Glibc
+import SharedMemoryProvider
 import Testing
 import TransferEngine
 
