@@ -87,7 +87,7 @@ package struct WeightOracle {
         var result: [(offset: Int, byte: UInt8)?] = []
         for (index, bits) in bits.enumerated() {
             let block = index / width / 128 * blocks + index % width / 128
-            let value = Float(bitPattern: UInt32(bits) << 16) * (448 / largest[block])
+            let value = Float(bitPattern: UInt32(bits) << 16) * (1 / largest[block] * 448)
             result.append((replica.offset + index, Self.nearest(value)))
         }
         for (block, magnitude) in largest.enumerated() {

@@ -218,7 +218,7 @@ private final class MemberLoop {
         }
         return bits.indices.first { index in
             let block = index / width / 128 * blocks + index % width / 128
-            let value = Float(bitPattern: UInt32(bits[index]) << 16) * (448 / largest[block])
+            let value = Float(bitPattern: UInt32(bits[index]) << 16) * (1 / largest[block] * 448)
             return weights[replica.offset + index] != Self.nearest(value)
         }
     }

@@ -94,7 +94,7 @@ import Testing
         for index in input.indices {
             let block = values.indices.filter { $0 % columns / 128 == index % columns / 128 }
             let magnitude = block.map { values[$0].magnitude }.max() ?? 0
-            #expect(found[index] == BlockQuantisation.code(values[index] * (448 / magnitude)))
+            #expect(found[index] == BlockQuantisation.code(values[index] * (1 / magnitude * 448)))
         }
     }
 

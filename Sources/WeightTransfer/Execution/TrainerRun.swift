@@ -146,22 +146,33 @@ final class TrainerRun {
     /// Forgets tasks whose writes have ended.
     private func reap() -> Bool {
         let before = active.count
-        active.removeAll { task in
-            guard task.isWritten, !task.transfers.contains(where: engine.isPending) else { return false }
-            for transfer in task.transfers {
-                if case .failed(let error) = engine.status(of: transfer) {
-                    fail("task \(task.number), \(plan.target(of: plan.tasks[Int(task.number)]).name): \(error)")
-                    return false
-                }
+        var left: [ActiveTask] = []
+        var reason: String?
+        for task in active {
+            guard task.isWritten, !task.transfers.contains(where: engine.isPending) else {
+                left.append(task)
+                continue
             }
             inFlight -= task.transfers.count
             ring.giveBack(task.place)
             if let immediate = task.immediate { freeImmediates.append(immediate) }
             let done = plan.tasks[Int(task.number)]
-            if let record = task.record { trainer.delivered[.init(target: done.target, box: done.box)] = record }
-            return true
+            if let error = failure(of: task) {
+                reason = "task \(task.number), \(plan.target(of: done).name): \(error)"
+            } else if let record = task.record {
+                trainer.delivered[.init(target: done.target, box: done.box)] = record
+            }
         }
+        active = left
+        if let reason { fail(reason) }
         return active.count != before
+    }
+
+    private func failure(of task: ActiveTask) -> TransferError? {
+        for transfer in task.transfers {
+            if case .failed(let error) = engine.status(of: transfer) { return error }
+        }
+        return nil
     }
 
     /// Takes temporary memory for the next task, and asks for what other ranks have of it.

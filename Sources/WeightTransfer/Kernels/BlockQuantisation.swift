@@ -1,7 +1,7 @@
 /// BF16 to FP8 (E4M3) with one 32-bit scale for each block of 128 rows and 128 columns.
 ///
-/// For a block whose largest magnitude is `a`, at least 1e-4, the scale is `a / 448` and an element becomes `x * (448 / a)`, computed in
-/// 32 bits and rounded to nearest, ties to even: what `(x.float() * (448 / a)).to(torch.float8_e4m3fn)` gives, and the convention of
+/// For a block whose largest magnitude is `a`, at least 1e-4, the scale is `a / 448` and an element becomes `x * (1 / a * 448)`, computed in
+/// 32 bits and rounded to nearest, ties to even: what `(x.float() * (448 / a)).to(torch.float8_e4m3fn)` gives, where PyTorch divides a number by a tensor in just these two steps, and the convention of
 /// DeepSeek-V3's weights. A block with an infinity or a NaN becomes NaN, scale and all, as there.
 enum BlockQuantisation {
     /// The largest finite E4M3 number.
@@ -32,7 +32,7 @@ enum BlockQuantisation {
                 let to = unsafe target + firstRow * columns + firstColumn
                 let magnitude = unsafe magnitude(from, sourceStride, rowCount, width)
                 unsafe scales[blockRow * blockColumns + blockColumn] = magnitude / largest
-                unsafe convert(from, sourceStride, rowCount, width, largest / magnitude, to, columns)
+                unsafe convert(from, sourceStride, rowCount, width, 1 / magnitude * largest, to, columns)
             }
         }
     }
