@@ -102,7 +102,8 @@ let package = Package(
             name: "SimulationTests", dependencies: ["TransferEngine", "SimulatedProvider", "Simulation"],
             swiftSettings: strict),
         .testTarget(
-            name: "WeightTransferTests", dependencies: ["WeightTransfer", "TransferEngine", "Simulation", libfabric],
+            name: "WeightTransferTests",
+            dependencies: ["WeightTransfer", "TransferEngine", "Simulation", libfabric],
             exclude: ["golden"], swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),

@@ -93,7 +93,8 @@ package struct WeightOracle {
         for (block, magnitude) in largest.enumerated() {
             let scale = (magnitude / 448).bitPattern
             for byte in 0..<4 {
-                result.append((replica.scaleOffset + 4 * block + byte, UInt8(truncatingIfNeeded: scale >> (8 * byte))))
+                result.append(
+                    (replica.scaleOffset + 4 * block + byte, UInt8(truncatingIfNeeded: scale >> (8 * byte))))
             }
         }
         return result

@@ -4,7 +4,9 @@ internal import ArgumentParser
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Measure.",
-        subcommands: [PointToPoint.self, BenchIdle.self, BenchTrace.self, BenchDigest.self, BenchWeights.self],
+        subcommands: [
+            PointToPoint.self, BenchIdle.self, BenchTrace.self, BenchDigest.self, BenchWeights.self,
+        ],
         defaultSubcommand: PointToPoint.self)
 }
 

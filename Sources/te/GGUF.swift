@@ -15,7 +15,9 @@ struct GGUF {
 
     init(path: String) throws(TransferError) {
         bytes = try File.read(path)
-        guard bytes.count > 24, Array(bytes[..<4]) == Array("GGUF".utf8) else { throw error("not a GGUF file") }
+        guard bytes.count > 24, Array(bytes[..<4]) == Array("GGUF".utf8) else {
+            throw error("not a GGUF file")
+        }
         let tensors = try integer(at: 8, size: 8)
         for _ in 0..<(try integer(at: 16, size: 8)) {
             _ = try text()
@@ -32,7 +34,9 @@ struct GGUF {
         for name in entries.keys { entries[name]?.offset += start }
     }
 
-    private func error(_ what: String) -> TransferError { TransferError(.malformedDescriptor, "GGUF: \(what)") }
+    private func error(_ what: String) -> TransferError {
+        TransferError(.malformedDescriptor, "GGUF: \(what)")
+    }
 
     private func integer(at place: Int, size: Int) throws(TransferError) -> Int {
         guard place >= 0, place + size <= bytes.count else { throw error("the file ends at byte \(place)") }
@@ -82,7 +86,9 @@ struct GGUF {
             case 0: result.append(Self.short(Float(bitPattern: UInt32(try integer(at: place, size: 4)))))
             case 8:
                 let scale = half(place)
-                for index in 0..<32 { result.append(Self.short(scale * Float(Int8(bitPattern: bytes[place + 2 + index])))) }
+                for index in 0..<32 {
+                    result.append(Self.short(scale * Float(Int8(bitPattern: bytes[place + 2 + index]))))
+                }
             default:
                 let (scale, least) = (half(place), half(place + 2))
                 for index in 0..<32 {
@@ -99,7 +105,10 @@ struct GGUF {
         let bits = UInt16(bytes[place]) | UInt16(bytes[place + 1]) << 8
         let exponent = Int(bits >> 10 & 31)
         let mantissa = Float(bits & 1023)
-        let value = exponent == 0 ? mantissa * 0x1p-24 : (1024 + mantissa) * Float(sign: .plus, exponent: exponent - 25, significand: 1)
+        let value =
+            exponent == 0
+            ? mantissa * 0x1p-24
+            : (1024 + mantissa) * Float(sign: .plus, exponent: exponent - 25, significand: 1)
         return bits >> 15 == 0 ? value : -value
     }
 
@@ -113,8 +122,10 @@ struct GGUF {
         var name = name
         let pairs = [
             ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("model.layers", "blk"),
-            ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"), ("self_attn.q_proj", "attn_q"),
-            ("self_attn.k_proj", "attn_k"), ("self_attn.v_proj", "attn_v"), ("self_attn.o_proj", "attn_output"),
+            ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"),
+            ("self_attn.q_proj", "attn_q"),
+            ("self_attn.k_proj", "attn_k"), ("self_attn.v_proj", "attn_v"),
+            ("self_attn.o_proj", "attn_output"),
             ("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"),
         ]
         for (long, short) in pairs {
@@ -140,9 +151,12 @@ struct WeightSource {
         guard let file else { return Self.generated(tensor, description.count, version) }
         guard var bits = try file.bf16(description) else {
             throw TransferError(
-                .invalidArgument, "the file has no '\(description.name)' of shape \(description.shape); choose its --model")
+                .invalidArgument,
+                "the file has no '\(description.name)' of shape \(description.shape); choose its --model")
         }
-        if version > 1, (tensor + version) % 2 == 0 { for index in bits.indices { bits[index] ^= UInt16(version & 7) } }
+        if version > 1, (tensor + version) % 2 == 0 {
+            for index in bits.indices { bits[index] ^= UInt16(version & 7) }
+        }
         return bits
     }
 

@@ -88,14 +88,20 @@ struct Sim: ParsableCommand {
             if violations <= 3 {
                 report.finish()
                 report.add([
-                    ("violation", .text(first)), ("replay", .text("te sim --scenario weights --seeds \(seed)")),
+                    ("violation", .text(first)),
+                    ("replay", .text("te sim --scenario weights --seeds \(seed)")),
                 ])
                 report.finish()
             }
         }
         report.add(
             [("scenario", .text("weights")), ("seeds", .integer(range.count))] + sum.row
-                + [("virtual_per_real", .number(Double(sum.nanoseconds) / 1e9 / max(monotonicSeconds() - start, 1e-9)))])
+                + [
+                    (
+                        "virtual_per_real",
+                        .number(Double(sum.nanoseconds) / 1e9 / max(monotonicSeconds() - start, 1e-9))
+                    )
+                ])
         return violations
     }
 

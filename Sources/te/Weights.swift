@@ -33,7 +33,9 @@ struct WeightLayouts: ParsableArguments {
         guard let policy = Plan.Policy(rawValue: policy) else {
             throw ValidationError("--policy takes direct or full-tensor.")
         }
-        guard (1...1 << 20).contains(watermark) else { throw ValidationError("--watermark is 1 to 1048576 MiB.") }
+        guard (1...1 << 20).contains(watermark) else {
+            throw ValidationError("--watermark is 1 to 1048576 MiB.")
+        }
         var options = Planner.Options()
         options.policy = policy
         options.watermarkBytes = watermark << 20
@@ -48,7 +50,8 @@ struct WeightLayouts: ParsableArguments {
         if let published = PublishedModel(rawValue: name) { return published.description }
         if name.hasSuffix(".safetensors") {
             let length = try SafetensorsHeader.length(of: File.read(name, limit: 8))
-            let header = try SafetensorsHeader(parsing: Array(File.read(name, limit: 8 + length).dropFirst(8)))
+            let header = try SafetensorsHeader(
+                parsing: Array(File.read(name, limit: 8 + length).dropFirst(8)))
             return try ModelDescription(name: name, tensors: header.tensors)
         }
         if name.hasSuffix(".json") { return try ModelDescription(json: JSON(parsing: File.read(name))) }
@@ -61,10 +64,14 @@ struct WeightLayouts: ParsableArguments {
 enum File {
     static func read(_ path: String, limit: Int = .max) throws(TransferError) -> [UInt8] {
         let file = open(path, O_RDONLY | O_CLOEXEC)
-        guard file >= 0 else { throw TransferError(.invalidArgument, "\(path) cannot be opened: error \(errno)") }
+        guard file >= 0 else {
+            throw TransferError(.invalidArgument, "\(path) cannot be opened: error \(errno)")
+        }
         defer { Glibc.close(file) }
         var status = stat()
-        guard fstat(file, &status) == 0 else { throw TransferError(.invalidArgument, "\(path): error \(errno)") }
+        guard fstat(file, &status) == 0 else {
+            throw TransferError(.invalidArgument, "\(path): error \(errno)")
+        }
         let size = min(limit, Int(status.st_size))
         var count = 0
         let bytes = [UInt8](unsafeUninitializedCapacity: size) { buffer, initialised in
@@ -75,18 +82,26 @@ enum File {
             }
             initialised = count
         }
-        guard count == size else { throw TransferError(.invalidArgument, "\(path) ends after \(count) bytes") }
+        guard count == size else {
+            throw TransferError(.invalidArgument, "\(path) ends after \(count) bytes")
+        }
         return bytes
     }
 
     static func write(_ bytes: [UInt8], to path: String) throws(TransferError) {
         let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
-        guard file >= 0 else { throw TransferError(.invalidArgument, "\(path) cannot be written: error \(errno)") }
+        guard file >= 0 else {
+            throw TransferError(.invalidArgument, "\(path) cannot be written: error \(errno)")
+        }
         defer { Glibc.close(file) }
         var place = 0
         while place < bytes.count {
-            let count = bytes.withUnsafeBytes { Glibc.write(file, $0.baseAddress.map { $0 + place }, bytes.count - place) }
-            guard count > 0 else { throw TransferError(.limitReached, "\(path) cannot be written: error \(errno)") }
+            let count = bytes.withUnsafeBytes {
+                Glibc.write(file, $0.baseAddress.map { $0 + place }, bytes.count - place)
+            }
+            guard count > 0 else {
+                throw TransferError(.limitReached, "\(path) cannot be written: error \(errno)")
+            }
             place += count
         }
     }
@@ -135,9 +150,10 @@ struct WeightsPlan: ParsableCommand {
         getrusage(RUSAGE_SELF.rawValue, &usage)
         if let output { try File.write(plan.encoded(), to: output) }
         var report = Report(json: json)
-        let row = Report.Row(plan.summary) + [
-            ("plan_seconds", .number(seconds)), ("peak_memory_bytes", .integer(usage.ru_maxrss << 10)),
-        ]
+        let row =
+            Report.Row(plan.summary) + [
+                ("plan_seconds", .number(seconds)), ("peak_memory_bytes", .integer(usage.ru_maxrss << 10)),
+            ]
         if json { report.add(row) } else { for field in row { print("\(field.name): \(field.value.human)") } }
     }
 }
@@ -165,7 +181,10 @@ struct WeightsLint: ParsableCommand {
         report.add([
             ("tasks", .integer(plan.tasks.count)), ("findings", .integer(findings.count)),
             ("sent_max_over_mean", .number(Plan.imbalance(plan.sentBytes))),
-            ("verdict", .text(findings.isEmpty ? "every byte once, balanced, below the watermark" : "not good")),
+            (
+                "verdict",
+                .text(findings.isEmpty ? "every byte once, balanced, below the watermark" : "not good")
+            ),
         ])
         report.finish()
         if !findings.isEmpty { throw ExitCode(1) }
@@ -175,7 +194,8 @@ struct WeightsLint: ParsableCommand {
 /// `te weights predict`.
 struct WeightsPredict: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "predict", abstract: "Predicts how long a plan takes, and what each rank does meanwhile.",
+        commandName: "predict",
+        abstract: "Predicts how long a plan takes, and what each rank does meanwhile.",
         discussion: "By a cost model, without any network: docs/weights.md says where its numbers come from.")
 
     @Argument(help: "A plan's file; without it the plan of the layouts.")
@@ -245,7 +265,8 @@ struct WeightsDiff: ParsableCommand {
 /// `te weights show`.
 struct WeightsShow: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "show", abstract: "Shows a plan's tasks as JSON, one a line, after a line with its figures.")
+        commandName: "show",
+        abstract: "Shows a plan's tasks as JSON, one a line, after a line with its figures.")
 
     @Argument(help: "A plan's file; without it the plan of the layouts.")
     var plan: String?

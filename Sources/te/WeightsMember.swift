@@ -58,11 +58,14 @@ private final class MemberLoop {
         rank = options.rank
         let nics = try makeNICs(provider: options.transport, count: 1, nics: "", callerMemory: .automatic)
         let name = "\(options.trains ? "trainer" : "receiver") \(rank)"
-        engine = try TransferEngine(Configuration(name: name, nics: nics, progress: .manual, timeout: .seconds(120)))
+        engine = try TransferEngine(
+            Configuration(name: name, nics: nics, progress: .manual, timeout: .seconds(120)))
         endpoint = try WeightEndpoint(engine)
         var address = engine.address
         if let leader = options.leader {
-            guard let bytes = bytes(hexadecimal: leader) else { throw ValidationError("--leader is no address") }
+            guard let bytes = bytes(hexadecimal: leader) else {
+                throw ValidationError("--leader is no address")
+            }
             address = try EngineAddress(decoding: bytes)
         } else {
             controller = WeightController(endpoint, plan: plan)
@@ -135,7 +138,8 @@ private final class MemberLoop {
             for tensor in plan.model.tensors.indices where trainer?.layout.entries[tensor] != nil {
                 try source.bits(tensor, version: version).withUnsafeBytes {
                     guard let trainer else { return }
-                    trainer.layout.fill(from: $0, tensor: tensor, model: plan.model, into: trainer.memory.bytes)
+                    trainer.layout.fill(
+                        from: $0, tensor: tensor, model: plan.model, into: trainer.memory.bytes)
                 }
             }
             trainer?.publish(UInt64(version))
@@ -162,9 +166,12 @@ private final class MemberLoop {
         } else if words[0] == "update", let outcome = controller.outcomes[UInt64(words[1]) ?? 0] {
             waiting = nil
             let seconds = monotonicSeconds() - begun
-            let parts = ["opening", "training", "verifying", "committing"].map { controller.phaseSeconds[$0] ?? 0 }
+            let parts = ["opening", "training", "verifying", "committing"].map {
+                controller.phaseSeconds[$0] ?? 0
+            }
             switch outcome {
-            case .committed: _ = writeLine("committed \(seconds) \(parts.map { "\($0)" }.joined(separator: " "))", to: 1)
+            case .committed:
+                _ = writeLine("committed \(seconds) \(parts.map { "\($0)" }.joined(separator: " "))", to: 1)
             case .failed(let reason): _ = writeLine("failed \(reason)", to: 1)
             }
         }
@@ -182,7 +189,9 @@ private final class MemberLoop {
             }
             for target in plan.inference.targets where wrong == nil {
                 guard let replica = target.replicas.first(where: { $0.rank == Int32(rank) }) else { continue }
-                if let place = try mismatch(target, replica, weights, version) { wrong = "\(target.name) at \(place)" }
+                if let place = try mismatch(target, replica, weights, version) {
+                    wrong = "\(target.name) at \(place)"
+                }
             }
         }
         return wrong
@@ -198,7 +207,9 @@ private final class MemberLoop {
             let columns = Box(shape: plan.model.tensors[part.source].shape).columns.count
             for (i, row) in part.box.rows.enumerated() {
                 let to = (part.place.rows.lowerBound + i) * width + part.place.columns.lowerBound
-                for (j, column) in part.box.columns.enumerated() { bits[to + j] = whole[row * columns + column] }
+                for (j, column) in part.box.columns.enumerated() {
+                    bits[to + j] = whole[row * columns + column]
+                }
             }
         }
         guard target.hasBlockScales else {

@@ -7,10 +7,11 @@ internal import WeightTransfer
 /// `te weights push`: trainers and receivers as processes of their own, which push versions of a model and check them.
 struct WeightsPush: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "push", abstract: "Pushes versions of a model from trainer processes to inference processes.",
+        commandName: "push",
+        abstract: "Pushes versions of a model from trainer processes to inference processes.",
         discussion: """
-            Every receiver compares what it serves, byte by byte, with a slow conversion of its own, while a thread of it reads all \
-            the time. Exit code 1 when anything is wrong.
+            Every receiver compares what it serves, byte by byte, with a slow conversion of its own, while a \
+            thread of it reads all the time. Exit code 1 when anything is wrong.
             """)
 
     @Option(help: "The model; its parameters are generated without --file.")
@@ -52,10 +53,15 @@ struct WeightsPush: ParsableCommand {
             isRight = isRight && checks.wrong.isEmpty && checks.torn == 0
             report.add([
                 ("version", .integer(version)), ("bytes_sent", .integer(update.bytes)),
-                ("update_ms", .number(update.seconds * 1000)), ("writing_ms", .number(update.phases[1] * 1000)),
-                ("verifying_ms", .number(update.phases[2] * 1000)), ("commit_ms", .number(update.phases[3] * 1000)),
+                ("update_ms", .number(update.seconds * 1000)),
+                ("writing_ms", .number(update.phases[1] * 1000)),
+                ("verifying_ms", .number(update.phases[2] * 1000)),
+                ("commit_ms", .number(update.phases[3] * 1000)),
                 ("reads_meanwhile", .integer(checks.reads)), ("torn_reads", .integer(checks.torn)),
-                ("verdict", .text(checks.wrong.isEmpty ? "every byte right" : checks.wrong.joined(separator: "; "))),
+                (
+                    "verdict",
+                    .text(checks.wrong.isEmpty ? "every byte right" : checks.wrong.joined(separator: "; "))
+                ),
             ])
         }
         report.finish()
@@ -80,7 +86,8 @@ final class WeightCluster {
         trainers = [first]
         let leader = try Self.expect("address", from: first)
         for rank in 1..<max(1, plan.trainers.worldSize) {
-            trainers.append(try ChildProcess(arguments + ["--trains", "--rank", "\(rank)", "--leader", leader[1]]))
+            trainers.append(
+                try ChildProcess(arguments + ["--trains", "--rank", "\(rank)", "--leader", leader[1]]))
         }
         for rank in 0..<plan.inference.worldSize {
             receivers.append(try ChildProcess(arguments + ["--rank", "\(rank)", "--leader", leader[1]]))
@@ -157,13 +164,17 @@ struct BenchWeights: ParsableCommand {
     private func measure(_ isQuantised: Bool, _ report: inout Report) throws {
         let rows = mebibytes << 20 / 16 / (2 * 4096) / 256 * 256
         let model = try ModelDescription(
-            name: "bench", tensors: (0..<16).map { TensorDescription("model.layers.\($0).mlp.down_proj.weight", [rows, 4096]) })
+            name: "bench",
+            tensors: (0..<16).map {
+                TensorDescription("model.layers.\($0).mlp.down_proj.weight", [rows, 4096])
+            })
         var options = Planner.Options()
         options.watermarkBytes = 64 << 20
         options.taskBytes = 4 << 20
         let inference = ParallelInference(tensor: 1, replicas: 1, isQuantised: isQuantised)
         let plan = try Planner.plan(
-            model, from: ParallelTrainer(fsdp: 2).layout(of: model), to: Self.halves(inference, model), options: options)
+            model, from: ParallelTrainer(fsdp: 2).layout(of: model), to: Self.halves(inference, model),
+            options: options)
         let cluster = try WeightCluster(plan, file: nil, transport: "shm", whole: true)
         defer { cluster.end() }
         _ = try cluster.update(to: 1)
@@ -179,16 +190,23 @@ struct BenchWeights: ParsableCommand {
         }
         let checks = try cluster.verify(repeats + 2)
         report.add([
-            ("test", .text(isQuantised ? "push fp8" : "push bf16")), ("model_bytes", .integer(model.byteCount)),
-            ("writing_gb_s", .number(median(writing) / 1e9)), ("with_verification_gb_s", .number(median(whole) / 1e9)),
+            ("test", .text(isQuantised ? "push fp8" : "push bf16")),
+            ("model_bytes", .integer(model.byteCount)),
+            ("writing_gb_s", .number(median(writing) / 1e9)),
+            ("with_verification_gb_s", .number(median(whole) / 1e9)),
             ("two_core_memcpy_gb_s", .number(median(copies) / 1e9)),
             ("writing_over_memcpy", .number(median(zip(writing, copies).map { $0 / $1 }))),
-            ("verdict", .text(checks.wrong.isEmpty ? "every byte right" : checks.wrong.joined(separator: "; "))),
+            (
+                "verdict",
+                .text(checks.wrong.isEmpty ? "every byte right" : checks.wrong.joined(separator: "; "))
+            ),
         ])
     }
 
     /// Every other matrix on each of two receivers.
-    private static func halves(_ inference: ParallelInference, _ model: ModelDescription) throws -> InferenceLayout {
+    private static func halves(_ inference: ParallelInference, _ model: ModelDescription) throws
+        -> InferenceLayout
+    {
         let whole = try inference.layout(of: model)
         var ends = [0, 0]
         let targets = whole.targets.enumerated().map { index, target in
@@ -196,7 +214,8 @@ struct BenchWeights: ParsableCommand {
             let rank = index % 2
             let scales = ends[rank] + target.byteCount
             target.replicas = [
-                Target.Replica(rank: rank, offset: ends[rank], scaleOffset: target.hasBlockScales ? scales : -1)
+                Target.Replica(
+                    rank: rank, offset: ends[rank], scaleOffset: target.hasBlockScales ? scales : -1)
             ]
             ends[rank] = scales + target.scaleByteCount
             return target
@@ -219,7 +238,8 @@ struct BenchWeights: ParsableCommand {
                 memset(source, Int32(number + 1), bytes)
                 memset(target, 0, bytes)
                 total.add(
-                    BenchLimits.copy(from: source, to: target, regionBytes: bytes, size: 4 << 20, seconds: seconds))
+                    BenchLimits.copy(
+                        from: source, to: target, regionBytes: bytes, size: 4 << 20, seconds: seconds))
             }
         }
         for thread in threads { thread.join() }

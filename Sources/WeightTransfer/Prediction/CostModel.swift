@@ -1,6 +1,7 @@
 /// What things cost, for predictions. Rates are bytes for each second, times are seconds.
 ///
-/// The defaults reproduce the published breakdown of one rank (arXiv 2510.27656, table 5) for Kimi-K2 from 256 to 128 GPUs; docs/weights.md
+/// The defaults reproduce the published breakdown of one rank (arXiv 2510.27656, table 5) for Kimi-K2 from 256 to 128
+/// GPUs; docs/weights.md
 /// says which of them are given, which follow, and which are fitted.
 public struct CostModel: Hashable, Sendable {
     /// A NIC: 400 Gbit/s of which 0.92 arrive.
@@ -21,7 +22,8 @@ public struct CostModel: Hashable, Sendable {
     public var kernelSeconds = 4e-6
     /// Submitting a write, with its scales. Given: 23 us.
     public var submitSeconds = 23e-6
-    /// Ranks differ: each one's host needs 1 to 1 + skew times as long for loading and for starting things. Fitted: 357 ms of waiting.
+    /// Ranks differ: each one's host needs 1 to 1 + skew times as long for loading and for starting things. Fitted:
+    /// 357 ms of waiting.
     public var skew = 0.7
     /// What decides which ranks are slow.
     public var seed: UInt64 = 1
