@@ -209,6 +209,8 @@ private final class WeightWorld {
     /// Everybody is back: in the end all serve what was decided.
     private func settle() {
         step(until: (crashes.last?.time ?? 0) + 1) { false }
+        // Trainers may have moved on from a version that not all receivers got: the next one reaches everybody.
+        update(to: Self.versions + 1)
         let limit = network.nowNanoseconds + 60_000_000_000
         let areEqual = { [self] in
             guard let controller, controller.isComplete, !controller.isBusy else { return false }

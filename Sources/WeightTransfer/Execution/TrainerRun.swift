@@ -268,7 +268,9 @@ final class TrainerRun {
             targets.values.allSatisfy({ $0.activeVersion == trainer.served.version }),
             engines.isSubset(of: record.receivers), sourceDigest(task) == source
         else { return nil }
-        return (.unchanged, record)
+        var copied = record
+        copied.isWritten = false
+        return (.unchanged, copied)
     }
 
     private func sourceDigest(_ task: PlanTask) -> Digest? {

@@ -44,6 +44,8 @@ public final class WeightTrainer {
         var source: Digest?
         var output: Digest
         var count: Int
+        /// Whether its bytes were sent in this update; receivers copy what has not changed only when they verify.
+        var isWritten = true
         /// Engines that have it.
         var receivers: Set<UInt64>
     }
