@@ -261,7 +261,7 @@ final class TrainerRun {
         let key = WeightTrainer.TaskKey(target: task.target, box: task.box)
         let engines = Set(
             plan.writes[task.writes.indices].compactMap { targets[$0.rank]?.memory.engine.rawValue })
-        if let record = trainer.delivered[key], engines.isSubset(of: record.receivers) {
+        if let record = trainer.delivered[key], record.isWritten, engines.isSubset(of: record.receivers) {
             return (.already, record)
         }
         guard trainer.isDelta, let record = trainer.served.records[key], let source = record.source,
