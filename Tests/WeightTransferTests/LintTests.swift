@@ -60,7 +60,7 @@ import Testing
 
     @Test func anOverlapInARegion() throws {
         try expect(.region, "share") { plan in
-            plan.inference.targets[1].replicas[0].offset = plan.inference.targets[0].replicas[0].offset
+            plan.inference.targets[2].replicas[0].offset = plan.inference.targets[0].replicas[0].offset
         }
         try expect(.region, "whose region has") { $0.inference.regionBytes[0] = 1000 }
     }

@@ -139,7 +139,8 @@ extension WeightController {
 
     /// Begins an attempt with those who are there.
     private func open() {
-        attempt += 1
+        // Attempts of a controller that follows another must not be taken for that one's.
+        attempt = max(attempt + 1, term << 16)
         attemptsLeft -= 1
         lost = Set((0..<plan.trainers.worldSize).filter { trainers[$0]?.isAlive != true })
         participants = participants.filter { receivers[$0]?.isAlive == true }
