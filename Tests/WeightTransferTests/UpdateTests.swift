@@ -250,7 +250,7 @@ import TransferEngine
         let rig = try Rig(.shm, trainer: ParallelTrainer(fsdp: 1), inference: ParallelInference())
         rig.run("joining") { rig.controller.isComplete }
         try rig.update(to: 1)
-        rig.receivers[0].spoil = { $0.bytes[1000] ^= 1 }
+        rig.receivers[0].spoil = { for index in 1000..<1008 { $0.bytes[index] = 0xA5 } }
         rig.publish(2)
         try rig.controller.update(to: 2)
         rig.run("version 2") { rig.controller.outcomes[2] != nil }
