@@ -157,7 +157,9 @@ public final class SharedMemoryHost: Sendable {
         state.withLock { $0.endedRings.formUnion(rings) }
         ringChanges.add(1, ordering: .releasing)  // pairs with the load in SharedMemoryDomain.drain
         page.signals.doorbell.wrappingAdd(1, ordering: .sequentiallyConsistent)
-        if page.signals.sleeping.load(ordering: .sequentiallyConsistent) != 0 { _ = te_event_signal(wakeFile) }
+        if page.signals.sleeping.load(ordering: .sequentiallyConsistent) != 0 {
+            _ = te_event_signal(wakeFile)
+        }
     }
 
     /// Answers one request; false when the connection has ended.

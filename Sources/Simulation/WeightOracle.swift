@@ -87,13 +87,14 @@ package struct WeightOracle {
         var result: [(offset: Int, byte: UInt8)?] = []
         for (index, bits) in bits.enumerated() {
             let block = index / width / 128 * blocks + index % width / 128
-            let value = Float(bitPattern: UInt32(bits) << 16) * (448 / largest[block])
+            let value = Float(bitPattern: UInt32(bits) << 16) * (1 / largest[block] * 448)
             result.append((replica.offset + index, Self.nearest(value)))
         }
         for (block, magnitude) in largest.enumerated() {
             let scale = (magnitude / 448).bitPattern
             for byte in 0..<4 {
-                result.append((replica.scaleOffset + 4 * block + byte, UInt8(truncatingIfNeeded: scale >> (8 * byte))))
+                result.append(
+                    (replica.scaleOffset + 4 * block + byte, UInt8(truncatingIfNeeded: scale >> (8 * byte))))
             }
         }
         return result

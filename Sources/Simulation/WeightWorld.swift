@@ -3,7 +3,8 @@ public import TransferCore
 internal import TransferEngine
 internal import WeightTransfer
 
-/// Runs weight updates among trainers and receivers that crash at any step and come back, and checks that nobody ever serves anything
+/// Runs weight updates among trainers and receivers that crash at any step and come back, and checks that nobody ever
+/// serves anything
 /// but a whole version, that versions that were decided are served by everybody in the end, and that nothing hangs.
 /// - Complexity: Some tens of milliseconds for a seed.
 public func simulateWeights(seed: UInt64) throws(TransferError) -> Outcome {
@@ -59,11 +60,14 @@ private final class WeightWorld {
         random = SeededGenerator(seed: seed &* 0x9E37_79B9 &+ 5)
         network = SimulatedNetwork(seed: seed)
         (plan, oracle) = try Self.plan(&random)
-        for index in 0..<plan.trainers.worldSize + plan.inference.worldSize { members.append(try open(index)) }
+        for index in 0..<plan.trainers.worldSize + plan.inference.worldSize {
+            members.append(try open(index))
+        }
         address.address = members[0].engine.address
         makeController()
         makeCrashes()
-        network.faults = FaultRule(faults: makeFaults(), random: SeededGenerator(seed: seed &+ 77), owners: owners)
+        network.faults = FaultRule(
+            faults: makeFaults(), random: SeededGenerator(seed: seed &+ 77), owners: owners)
     }
 
     deinit { for member in members where member.isAlive { member.engine.close() } }
@@ -82,7 +86,8 @@ private final class WeightWorld {
             tensors += shapes.map { TensorDescription("model.layers.\(layer).\($0.0)", $0.1) }
         }
         let model = try ModelDescription(
-            name: "small", tensors: tensors, attention: AttentionShape(heads: 4, keyValueHeads: 2, headSize: 32))
+            name: "small", tensors: tensors,
+            attention: AttentionShape(heads: 4, keyValueHeads: 2, headSize: 32))
         let trainers = ParallelTrainer(
             fsdp: Int.random(in: 1...2, using: &random), replicas: Int.random(in: 1...2, using: &random),
             tensor: Int.random(in: 1...2, using: &random), pipeline: 1, ranksPerNode: 2)
@@ -111,7 +116,9 @@ private final class WeightWorld {
     private func makeFaults() -> [Fault] {
         guard Int.random(in: 0..<3, using: &random) == 0 else { return [] }
         let begin = UInt64.random(in: 0...500_000_000, using: &random)
-        return [Fault(.delay(perMillion: 200_000, nanoseconds: 3_000_000), from: begin, to: begin + 400_000_000)]
+        return [
+            Fault(.delay(perMillion: 200_000, nanoseconds: 3_000_000), from: begin, to: begin + 400_000_000)
+        ]
     }
 
     private func open(_ index: Int) throws(TransferError) -> Member {
@@ -119,7 +126,8 @@ private final class WeightWorld {
         var configuration = Configuration(name: "member \(index)", progress: .manual, timeout: .seconds(2))
         configuration.liveness = World.liveness
         let engine = try TransferEngine(
-            configuration, clock: network, random: SeededGenerator(seed: seed &+ UInt64(incarnations) &* 1_000_003)
+            configuration, clock: network,
+            random: SeededGenerator(seed: seed &+ UInt64(incarnations) &* 1_000_003)
         ) { page in
             let domain = network.openDomain(
                 SimulatedNIC(
@@ -149,7 +157,8 @@ private final class WeightWorld {
         for tensor in plan.model.tensors.indices where trainer.layout.entries[tensor] != nil {
             let bytes = oracle.bytes(of: tensor, version: version)
             unsafe bytes.withUnsafeBytes {
-                unsafe trainer.layout.fill(from: $0, tensor: tensor, model: plan.model, into: trainer.memory.bytes)
+                unsafe trainer.layout.fill(
+                    from: $0, tensor: tensor, model: plan.model, into: trainer.memory.bytes)
             }
         }
         trainer.publish(version)
@@ -186,7 +195,9 @@ private final class WeightWorld {
         do throws(TransferError) { try controller.update(to: version) } catch {
             return violate("update to \(version): \(error)")
         }
-        step(until: limit) { self.controller.map { $0.outcomes[version] != nil || $0 !== controller } ?? false }
+        step(until: limit) {
+            self.controller.map { $0.outcomes[version] != nil || $0 !== controller } ?? false
+        }
         if self.controller !== controller { return }
         switch controller.outcomes[version] {
         case .committed: outcome.completed += 1
@@ -198,16 +209,22 @@ private final class WeightWorld {
     /// Everybody is back: in the end all serve what was decided.
     private func settle() {
         step(until: (crashes.last?.time ?? 0) + 1) { false }
+        // Trainers may have moved on from a version that not all receivers got: the next one reaches everybody.
+        update(to: Self.versions + 1)
         let limit = network.nowNanoseconds + 60_000_000_000
         let areEqual = { [self] in
             guard let controller, controller.isComplete, !controller.isBusy else { return false }
-            return members.allSatisfy { $0.receiver.map { ($0.activeVersion ?? 0) == controller.currentVersion } ?? true }
+            return members.allSatisfy {
+                $0.receiver.map { ($0.activeVersion ?? 0) == controller.currentVersion } ?? true
+            }
         }
         step(until: limit, areEqual)
         if !areEqual() {
             let versions = members.compactMap { $0.receiver.map { $0.activeVersion ?? 0 } }
             violate(
-                "in the end receivers serve \(versions), decided is \(controller?.currentVersion ?? 0), complete \(controller?.isComplete ?? false), busy \(controller?.isBusy ?? false): \(controller?.log.suffix(4) ?? [])"
+                "in the end receivers serve \(versions), decided is \(controller?.currentVersion ?? 0), "
+                    + "complete \(controller?.isComplete ?? false)"
+                    + ", busy \(controller?.isBusy ?? false): \(controller?.log.suffix(4) ?? [])"
             )
         }
         for member in members { check(member, isDue: true) }
@@ -253,7 +270,9 @@ private final class WeightWorld {
 
     private func restart(_ index: Int) {
         guard !members[index].isAlive else { return }
-        do throws(TransferError) { members[index] = try open(index) } catch { return violate("restart: \(error)") }
+        do throws(TransferError) { members[index] = try open(index) } catch {
+            return violate("restart: \(error)")
+        }
         network.faults = FaultRule(faults: [], random: SeededGenerator(seed: seed &+ 78), owners: owners)
         if controller == nil, index < plan.trainers.worldSize {
             leader = index

@@ -43,7 +43,8 @@ public struct Target: Hashable, Sendable {
         /// Whether rows become columns.
         public var isTransposed: Bool
 
-        public init(source: Int, box: Box, firstRow: Int = 0, firstPlane: Int = 0, isTransposed: Bool = false) {
+        public init(source: Int, box: Box, firstRow: Int = 0, firstPlane: Int = 0, isTransposed: Bool = false)
+        {
             self.source = source
             self.box = box
             self.isTransposed = isTransposed

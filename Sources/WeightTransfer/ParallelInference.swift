@@ -135,7 +135,8 @@ public struct ParallelInference: Hashable, Sendable {
     private func range(
         _ name: ParameterName, _ size: Int, _ part: Int, _ model: ModelDescription
     ) throws(TransferError) -> Range<Int> {
-        guard let shape = model.attention, ["q_proj", "k_proj", "v_proj", "o_proj"].contains(name.module) else {
+        guard let shape = model.attention, ["q_proj", "k_proj", "v_proj", "o_proj"].contains(name.module)
+        else {
             return size * part / tensor..<size * (part + 1) / tensor
         }
         let isPair = name.module == "k_proj" || name.module == "v_proj"
@@ -154,7 +155,8 @@ public struct ParallelInference: Hashable, Sendable {
             return first * shape.headSize..<end * shape.headSize
         }
         let perPair = heads / shape.keyValueHeads * shape.headSize
-        return shape.keyValueHeads * part / tensor * perPair..<shape.keyValueHeads * (part + 1) / tensor * perPair
+        return shape.keyValueHeads * part / tensor * perPair..<shape.keyValueHeads * (part + 1) / tensor
+            * perPair
     }
 
     private func target(

@@ -2,7 +2,8 @@ public import TransferCore
 
 /// The usual ways to train: a layout from a few numbers.
 ///
-/// Ranks are numbered with the pipeline stage slowest, then replicas, then fully sharded data parallelism, then experts, then tensor
+/// Ranks are numbered with the pipeline stage slowest, then replicas, then fully sharded data parallelism, then
+/// experts, then tensor
 /// parallelism: so experts and tensor parallelism lie within a host. Experts are cut over `fsdp` only; other parameters over
 /// `expert` as well where that is more than one (that is, within a host), and replicated over the rest.
 public struct ParallelTrainer: Hashable, Sendable {
@@ -86,7 +87,9 @@ public struct ParallelTrainer: Hashable, Sendable {
         if expert > 1 {
             for outer in 0..<replicas * fsdp {
                 for part in 0..<tensor {
-                    for inner in 0..<expert { ranks.append(rank(stage, outer / fsdp, outer % fsdp, inner, part)) }
+                    for inner in 0..<expert {
+                        ranks.append(rank(stage, outer / fsdp, outer % fsdp, inner, part))
+                    }
                 }
             }
         } else {
@@ -99,7 +102,8 @@ public struct ParallelTrainer: Hashable, Sendable {
         meshes.append(
             try Mesh(
                 name: "stage \(stage)",
-                shape: expert > 1 ? [replicas * fsdp, tensor, expert] : [replicas, tensor, fsdp], ranks: ranks))
+                shape: expert > 1 ? [replicas * fsdp, tensor, expert] : [replicas, tensor, fsdp], ranks: ranks
+            ))
         for group in 0..<expert {
             ranks = []
             for replica in 0..<replicas {

@@ -34,7 +34,8 @@ public struct TrainerLayout: Hashable, Sendable {
         else {
             throw TransferError(
                 .invalidArgument,
-                "\(tensors.count) distributions over \(worldSize) ranks for \(model.tensors.count) parameters")
+                "\(tensors.count) distributions over \(worldSize) ranks for \(model.tensors.count) parameters"
+            )
         }
         for mesh in meshes where mesh.ranks.contains(where: { $0 >= worldSize }) {
             throw TransferError(
@@ -44,11 +45,16 @@ public struct TrainerLayout: Hashable, Sendable {
             guard meshes.indices.contains(distribution.mesh),
                 distribution.placements.count == meshes[distribution.mesh].shape.count,
                 distribution.placements.allSatisfy({
-                    if case .shard(let dimension) = $0 { tensor.shape.indices.contains(dimension) } else { true }
+                    if case .shard(let dimension) = $0 {
+                        tensor.shape.indices.contains(dimension)
+                    } else {
+                        true
+                    }
                 })
             else {
                 throw TransferError(
-                    .invalidArgument, "'\(tensor.name)' is placed on a mesh or along a dimension that there is not")
+                    .invalidArgument,
+                    "'\(tensor.name)' is placed on a mesh or along a dimension that there is not")
             }
         }
         self.worldSize = worldSize

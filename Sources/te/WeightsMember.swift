@@ -40,6 +40,7 @@ private final class MemberLoop {
     private var receiver: WeightReceiver?
     private var controller: WeightController?
     private let rank: Int
+    private let isManual: Bool
     private var input: [UInt8] = []
     private var waiting: (words: [String], begun: Double)?
     private let reads = Reads()
@@ -57,9 +58,12 @@ private final class MemberLoop {
         source = try WeightSource(model: plan.model, path: options.file)
         rank = options.rank
         let nics = try makeNICs(provider: options.transport, count: 1, nics: "", callerMemory: .automatic)
+        // Over sockets somebody has to answer heartbeats while this thread looks at every byte.
+        isManual = options.transport == "shm"
         let name = "\(options.trains ? "trainer" : "receiver") \(rank)"
         engine = try TransferEngine(
-            Configuration(name: name, nics: nics, progress: .manual, timeout: .seconds(120)))
+            Configuration(
+                name: name, nics: nics, progress: isManual ? .manual : .adaptive, timeout: .seconds(120)))
         endpoint = try WeightEndpoint(engine)
         var address = engine.address
         if let leader = options.leader {
@@ -109,7 +113,7 @@ private final class MemberLoop {
     func serve() throws {
         var idle = 0
         while true {
-            var isBusy = engine.progress()
+            var isBusy = isManual && engine.progress()
             if endpoint.poll(at: te_monotonic_nanoseconds()) { isBusy = true }
             look()
             idle = isBusy ? 0 : idle + 1
@@ -229,7 +233,7 @@ private final class MemberLoop {
         }
         return bits.indices.first { index in
             let block = index / width / 128 * blocks + index % width / 128
-            let value = Float(bitPattern: UInt32(bits[index]) << 16) * (448 / largest[block])
+            let value = Float(bitPattern: UInt32(bits[index]) << 16) * (1 / largest[block] * 448)
             return weights[replica.offset + index] != Self.nearest(value)
         }
     }

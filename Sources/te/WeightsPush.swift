@@ -10,8 +10,8 @@ struct WeightsPush: ParsableCommand {
         commandName: "push",
         abstract: "Pushes versions of a model from trainer processes to inference processes.",
         discussion: """
-            Every receiver compares what it serves, byte by byte, with a slow conversion of its own, while a thread of it reads all \
-            the time. Exit code 1 when anything is wrong.
+            Every receiver compares what it serves, byte by byte, with a slow conversion of its own, while a \
+            thread of it reads all the time. Exit code 1 when anything is wrong.
             """)
 
     @Option(help: "The model; its parameters are generated without --file.")

@@ -16,7 +16,8 @@ import Testing
         options.taskBytes = 32 << 10
         return try Planner.plan(
             model, from: ParallelTrainer(fsdp: 4, replicas: 2).layout(of: model),
-            to: ParallelInference(tensor: 2, replicas: 2, isQuantised: true).layout(of: model), options: options)
+            to: ParallelInference(tensor: 2, replicas: 2, isQuantised: true).layout(of: model),
+            options: options)
     }
 
     private func expect(
@@ -58,8 +59,8 @@ import Testing
     }
 
     @Test func anOverlapInARegion() throws {
-        try expect(.region, "share byte") { plan in
-            plan.inference.targets[1].replicas[0].offset = plan.inference.targets[0].replicas[0].offset
+        try expect(.region, "share") { plan in
+            plan.inference.targets[2].replicas[0].offset = plan.inference.targets[0].replicas[0].offset
         }
         try expect(.region, "whose region has") { $0.inference.regionBytes[0] = 1000 }
     }
@@ -73,7 +74,9 @@ import Testing
 
     @Test func aPieceTooFew() throws {
         try expect(.source, "no piece has") { plan in
-            guard let index = plan.tasks.indices.first(where: { plan.tasks[$0].pieces.count > 1 }) else { return }
+            guard let index = plan.tasks.indices.first(where: { plan.tasks[$0].pieces.count > 1 }) else {
+                return
+            }
             plan.tasks[index].pieces.count -= 1
         }
     }
@@ -83,8 +86,12 @@ import Testing
     }
 
     @Test func tasksOfOthersAndForgottenOnes() throws {
-        try expect(.order, "is done 0 times") { $0.sequences[Int($0.tasks[0].owner)].removeAll { $0 == .task(0) } }
-        try expect(.order, "which is rank") { $0.sequences[(Int($0.tasks[0].owner) + 1) % 8].append(.task(0)) }
+        try expect(.order, "is done 0 times") {
+            $0.sequences[Int($0.tasks[0].owner)].removeAll { $0 == .task(0) }
+        }
+        try expect(.order, "which is rank") {
+            $0.sequences[(Int($0.tasks[0].owner) + 1) % 8].append(.task(0))
+        }
     }
 
     @Test func aRankThatIsIdle() throws {
@@ -119,7 +126,10 @@ import Testing
         let places = plan.sequences[2].indices.filter { plan.sequences[2][$0].isGather }
         plan.sequences[2].swapAt(places[4], places[5])
         let findings = plan.lint()
-        #expect(findings.contains { $0.rule == .order && $0.message.contains("rank 2 joins gather 5 before gather 4") })
+        #expect(
+            findings.contains {
+                $0.rule == .order && $0.message.contains("rank 2 joins gather 5 before gather 4")
+            })
         #expect(findings.allSatisfy { $0.rule == .order })
     }
 }

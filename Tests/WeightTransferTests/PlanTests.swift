@@ -17,7 +17,9 @@ import TransferEngine
                 let task = plan.tasks[Int(index)]
                 let target = plan.target(of: task)
                 for write in plan.writes[task.writes.indices] {
-                    guard let replica = target.replicas.first(where: { $0.rank == write.rank }) else { continue }
+                    guard let replica = target.replicas.first(where: { $0.rank == write.rank }) else {
+                        continue
+                    }
                     for piece in plan.pieces[task.pieces.indices] {
                         copy(plan, task, target, piece, write.offset - replica.offset) {
                             regions[Int(write.rank)][Int(task.target)]?[$0] = $1
@@ -41,7 +43,8 @@ import TransferEngine
         for plane in piece.box.planes {
             for row in piece.box.rows {
                 for column in piece.box.columns {
-                    let one = Box(planes: plane..<plane + 1, rows: row..<row + 1, columns: column..<column + 1)
+                    let one = Box(
+                        planes: plane..<plane + 1, rows: row..<row + 1, columns: column..<column + 1)
                     let place = part.target(of: one)
                     let rows =
                         (place.planes.lowerBound - task.box.planes.lowerBound) * target.box.rows.count
@@ -70,7 +73,8 @@ import TransferEngine
                                     * target.box.rows.count + part.place.rows.lowerBound + r)
                                 * target.box.columns.count + part.place.columns.lowerBound + c
                             content[index] =
-                                part.source << 32 + (plane * source.rows.count + row) * source.columns.count + column
+                                part.source << 32 + (plane * source.rows.count + row) * source.columns.count
+                                + column
                         }
                     }
                 }
@@ -94,7 +98,8 @@ import TransferEngine
         var options = layouts.options
         options.excluded = [lost]
         do {
-            let plan = try Planner.plan(whole.model, from: whole.trainers, to: whole.inference, options: options)
+            let plan = try Planner.plan(
+                whole.model, from: whole.trainers, to: whole.inference, options: options)
             #expect(plan.lint() == [])
             #expect(plan.tasks.allSatisfy { $0.owner != Int32(lost) })
             #expect(Self.perform(plan) == Self.expected(plan))
@@ -140,7 +145,8 @@ import TransferEngine
         options.policy = .fullTensor
         let plan = try Planner.plan(
             model, from: ParallelTrainer(fsdp: 4, replicas: 2, pipeline: 2).layout(of: model),
-            to: ParallelInference(tensor: 2, replicas: 2, isQuantised: true).layout(of: model), options: options)
+            to: ParallelInference(tensor: 2, replicas: 2, isQuantised: true).layout(of: model),
+            options: options)
         #expect(plan.lint() == [])
         #expect(plan.gathers.count == model.tensors.count)
         #expect(Plan.imbalance(plan.receivedBytes) < 1.5)

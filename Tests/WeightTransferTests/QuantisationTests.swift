@@ -32,7 +32,8 @@ import Testing
     private func quantise(_ input: [UInt16], _ rows: Int, _ columns: Int) -> ([UInt8], [Float]) {
         var codes = [UInt8](repeating: 0xEE, count: rows * columns)
         var scales = [Float](repeating: -1, count: (rows + 127) / 128 * ((columns + 127) / 128))
-        BlockQuantisation.quantise(input, sourceStride: columns, rows: rows, columns: columns, to: &codes, scales: &scales)
+        BlockQuantisation.quantise(
+            input, sourceStride: columns, rows: rows, columns: columns, to: &codes, scales: &scales)
         return (codes, scales)
     }
 
@@ -53,7 +54,8 @@ import Testing
         }
     }
 
-    /// Digests of what PyTorch 2.15 gave for `x.float().to(torch.float8_e4m3fn)`, of all BF16 numbers up to 448; and for the expression
+    /// Digests of what PyTorch 2.15 gave for `x.float().to(torch.float8_e4m3fn)`, of all BF16 numbers up to 448; and
+    /// for the expression
     /// in the documentation of `BlockQuantisation`, of numbers from SplitMix64. `golden/make.py` made them.
     @Test func codesAreThoseOfPyTorch() {
         let all = (UInt16.min...UInt16.max).map { Float(bitPattern: UInt32($0) << 16) }
@@ -76,11 +78,14 @@ import Testing
         var random = Seeded(state: seed)
         let input = (0..<rows * columns).map { _ in
             let word = random.next()
-            return UInt16(truncatingIfNeeded: (word >> 63) << 15 | (100 + (word >> 8) % 41) << 7 | word & 0x7F)
+            return UInt16(
+                truncatingIfNeeded: (word >> 63) << 15 | (100 + (word >> 8) % 41) << 7 | word & 0x7F)
         }
         let (found, factors) = quantise(input, rows, columns)
         #expect(Self.fnv(found) == codes)
-        let bytes = factors.flatMap { factor in (0..<4).map { UInt8(truncatingIfNeeded: factor.bitPattern >> (8 * $0)) } }
+        let bytes = factors.flatMap { factor in
+            (0..<4).map { UInt8(truncatingIfNeeded: factor.bitPattern >> (8 * $0)) }
+        }
         #expect(Self.fnv(bytes) == scales)
     }
 
@@ -94,7 +99,7 @@ import Testing
         for index in input.indices {
             let block = values.indices.filter { $0 % columns / 128 == index % columns / 128 }
             let magnitude = block.map { values[$0].magnitude }.max() ?? 0
-            #expect(found[index] == BlockQuantisation.code(values[index] * (448 / magnitude)))
+            #expect(found[index] == BlockQuantisation.code(values[index] * (1 / magnitude * 448)))
         }
     }
 

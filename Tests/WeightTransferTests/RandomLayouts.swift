@@ -56,7 +56,8 @@ struct RandomLayouts {
             if number == 1, world > 2 { ranks = Array(ranks.prefix(world / 2)) }
             let divisors = (1...ranks.count).filter { ranks.count % $0 == 0 }
             let first = divisors.randomElement(using: &random) ?? 1
-            meshes.append(try Mesh(name: "mesh \(number)", shape: [first, ranks.count / first], ranks: ranks))
+            meshes.append(
+                try Mesh(name: "mesh \(number)", shape: [first, ranks.count / first], ranks: ranks))
         }
         let distributions = model.tensors.map { tensor in
             TrainerLayout.Distribution(
@@ -94,7 +95,8 @@ struct RandomLayouts {
             let first = parts[0].place
             if isFlat, Bool.random(using: &random) {
                 parts.append(
-                    Target.Part(source: source, box: box, firstRow: first.rows.count, isTransposed: isTransposed))
+                    Target.Part(
+                        source: source, box: box, firstRow: first.rows.count, isTransposed: isTransposed))
             }
             let rows = first.rows.count * parts.count
             let isQuantised = Bool.random(using: &random)

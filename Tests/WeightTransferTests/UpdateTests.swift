@@ -43,7 +43,9 @@ import TransferEngine
         var stopped: Set<Int> = []
         private let fabric: Fabric
 
-        init(_ fabric: Fabric, trainer: ParallelTrainer, inference: ParallelInference, taskBytes: Int = 8192) throws {
+        init(_ fabric: Fabric, trainer: ParallelTrainer, inference: ParallelInference, taskBytes: Int = 8192)
+            throws
+        {
             self.fabric = fabric
             let model = try Self.model()
             let layout = try inference.layout(of: model)
@@ -100,7 +102,8 @@ import TransferEngine
             for trainer in trainers {
                 for tensor in plan.model.tensors.indices where trainer.layout.entries[tensor] != nil {
                     oracle.bytes(of: tensor, version: version).withUnsafeBytes {
-                        trainer.layout.fill(from: $0, tensor: tensor, model: plan.model, into: trainer.memory.bytes)
+                        trainer.layout.fill(
+                            from: $0, tensor: tensor, model: plan.model, into: trainer.memory.bytes)
                     }
                 }
                 trainer.publish(version)
@@ -134,7 +137,8 @@ import TransferEngine
         func expect(_ version: UInt64) {
             for (rank, receiver) in receivers.enumerated() {
                 let damage = receiver.read { found, weights in
-                    found == version ? oracle.damage(rank: rank, version: version, weights) : "version \(found)"
+                    found == version
+                        ? oracle.damage(rank: rank, version: version, weights) : "version \(found)"
                 }
                 #expect(damage == .some(nil))
             }
@@ -199,7 +203,8 @@ import TransferEngine
 
     @Test func anotherReplicaTakesOverForALostTrainer() throws {
         let rig = try Rig(
-            .shm, trainer: ParallelTrainer(fsdp: 2, replicas: 2), inference: ParallelInference(tensor: 2, isQuantised: true))
+            .shm, trainer: ParallelTrainer(fsdp: 2, replicas: 2),
+            inference: ParallelInference(tensor: 2, isQuantised: true))
         rig.run("joining") { rig.controller.isComplete }
         try rig.update(to: 1)
         rig.publish(2)
@@ -245,7 +250,7 @@ import TransferEngine
         let rig = try Rig(.shm, trainer: ParallelTrainer(fsdp: 1), inference: ParallelInference())
         rig.run("joining") { rig.controller.isComplete }
         try rig.update(to: 1)
-        rig.receivers[0].spoil = { $0.bytes[1000] ^= 1 }
+        rig.receivers[0].spoil = { for index in 1000..<1008 { $0.bytes[index] = 0xA5 } }
         rig.publish(2)
         try rig.controller.update(to: 2)
         rig.run("version 2") { rig.controller.outcomes[2] != nil }

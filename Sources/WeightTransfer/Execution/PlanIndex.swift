@@ -2,7 +2,8 @@ internal import TransferEngine
 
 /// What follows from a plan and is looked up while it is done.
 struct PlanIndex {
-    /// For each write its number among those of its receiver, in the order of tasks: the place of its entry in the receiver's table.
+    /// For each write its number among those of its receiver, in the order of tasks: the place of its entry in the
+    /// receiver's table.
     let ordinals: [Int32]
     /// For each receiver its writes, by that number: task and write.
     let arrivals: [[(task: Int32, write: Int32)]]
@@ -57,7 +58,8 @@ extension Plan {
         let (rows, columns) = target.scaleShape
         let all = Box(planes: target.box.planes, rows: 0..<rows, columns: 0..<columns)
         return Strips(
-            task.box.scaleBox, in: all, at: write.scaleOffset - target.scaleOffset(of: task.box), elementBytes: 4)
+            task.box.scaleBox, in: all, at: write.scaleOffset - target.scaleOffset(of: task.box),
+            elementBytes: 4)
     }
 
     /// Bytes of a rank's slot: a version's region, and behind it the entries.

@@ -38,7 +38,9 @@ public struct ShardMemory: Hashable, Sendable {
         from whole: UnsafeRawBufferPointer, tensor: Int, model: ModelDescription,
         into memory: UnsafeMutableRawBufferPointer
     ) {
-        guard let entry = entries[tensor], let from = whole.baseAddress, let to = memory.baseAddress else { return }
+        guard let entry = entries[tensor], let from = whole.baseAddress, let to = memory.baseAddress else {
+            return
+        }
         let bytes = model.tensors[tensor].type.byteCount
         let source = Strips(entry.box, in: model.tensors[tensor].box, at: 0, elementBytes: bytes)
         let target = Strips(packed: entry.box, at: entry.offset, elementBytes: bytes)

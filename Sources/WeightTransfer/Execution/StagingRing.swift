@@ -42,7 +42,9 @@ struct StagingRing {
 
     /// Gives back what begins at `place`.
     mutating func giveBack(_ place: Int) {
-        guard let index = blocks[first...].firstIndex(where: { $0.begin == place && !$0.isFree }) else { return }
+        guard let index = blocks[first...].firstIndex(where: { $0.begin == place && !$0.isFree }) else {
+            return
+        }
         blocks[index].isFree = true
         while first < blocks.count, blocks[first].isFree { first += 1 }
         if first == blocks.count || first > 256 {

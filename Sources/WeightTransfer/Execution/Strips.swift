@@ -55,7 +55,8 @@ struct Strips: Hashable {
     func digest(of memory: UnsafeRawPointer, base: Int, target: Strips, isWhole: Bool) -> Digest {
         if isWhole {
             return unsafe Digest(
-                of: UnsafeRawBufferPointer(start: memory + first, count: byteCount), at: UInt64(target.first - base))
+                of: UnsafeRawBufferPointer(start: memory + first, count: byteCount),
+                at: UInt64(target.first - base))
         }
         var sum = Digest.empty
         for row in 0..<rowCount {
@@ -70,7 +71,8 @@ struct Strips: Hashable {
 extension TransferEngine {
     /// Writes rows to rows, in one transfer.
     func write(
-        _ source: Strips, of region: MemoryRegion, to target: Strips, of remote: RemoteMemory, immediate: Immediate
+        _ source: Strips, of region: MemoryRegion, to target: Strips, of remote: RemoteMemory,
+        immediate: Immediate
     ) throws(TransferError) -> Transfer {
         if source.isContiguous, target.isContiguous {
             return try write(
@@ -85,7 +87,8 @@ extension TransferEngine {
                     return .success(
                         try write(
                             pageBytes: source.rowBytes, from: region,
-                            pages: unsafe Pages(from, stride: source.stride, offset: source.first), to: remote,
+                            pages: unsafe Pages(from, stride: source.stride, offset: source.first),
+                            to: remote,
                             pages: unsafe Pages(to, stride: target.stride, offset: target.first),
                             immediate: immediate))
                 } catch {

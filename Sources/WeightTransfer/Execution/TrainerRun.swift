@@ -73,7 +73,9 @@ final class TrainerRun {
         let total = steps.reduce(0) { $0 + plan.temporaryBytes(of: plan.tasks[Int($1)]) }
         guard largest <= plan.watermarkBytes else {
             throw TransferError(
-                .limitReached, "a task needs \(largest) bytes, the watermark is \(plan.watermarkBytes); plan with a higher one")
+                .limitReached,
+                "a task needs \(largest) bytes, the watermark is \(plan.watermarkBytes); plan with a higher one"
+            )
         }
         ring = StagingRing(capacity: max(Staging.alignment, min(plan.watermarkBytes, total)))
         staging = try engine.allocate(byteCount: ring.capacity)
@@ -81,11 +83,15 @@ final class TrainerRun {
         freeImmediates = Array(0..<Self.tasks)
     }
 
-    func isAbout(_ message: WeightMessage) -> Bool { message.version == version && message.attempt == attempt }
+    func isAbout(_ message: WeightMessage) -> Bool {
+        message.version == version && message.attempt == attempt
+    }
 
     func addTarget(_ message: WeightMessage) {
         let rank = Int32(truncatingIfNeeded: message.rank)
-        guard targets[rank] == nil, let descriptor = try? RemoteRegion(decoding: message.bytes) else { return }
+        guard targets[rank] == nil, let descriptor = try? RemoteRegion(decoding: message.bytes) else {
+            return
+        }
         do throws(TransferError) {
             targets[rank] = ReceiverSlot(
                 memory: try engine.attach(descriptor), data: Immediate(truncatingIfNeeded: message.first),
@@ -146,27 +152,40 @@ final class TrainerRun {
     /// Forgets tasks whose writes have ended.
     private func reap() -> Bool {
         let before = active.count
-        active.removeAll { task in
-            guard task.isWritten, !task.transfers.contains(where: engine.isPending) else { return false }
-            for transfer in task.transfers {
-                if case .failed(let error) = engine.status(of: transfer) {
-                    fail("task \(task.number), \(plan.target(of: plan.tasks[Int(task.number)]).name): \(error)")
-                    return false
-                }
+        var left: [ActiveTask] = []
+        var reason: String?
+        for task in active {
+            guard task.isWritten, !task.transfers.contains(where: engine.isPending) else {
+                left.append(task)
+                continue
             }
             inFlight -= task.transfers.count
             ring.giveBack(task.place)
             if let immediate = task.immediate { freeImmediates.append(immediate) }
             let done = plan.tasks[Int(task.number)]
-            if let record = task.record { trainer.delivered[.init(target: done.target, box: done.box)] = record }
-            return true
+            if let error = failure(of: task) {
+                reason = "task \(task.number), \(plan.target(of: done).name): \(error)"
+            } else if let record = task.record {
+                trainer.delivered[.init(target: done.target, box: done.box)] = record
+            }
         }
+        active = left
+        if let reason { fail(reason) }
         return active.count != before
+    }
+
+    private func failure(of task: ActiveTask) -> TransferError? {
+        for transfer in task.transfers {
+            if case .failed(let error) = engine.status(of: transfer) { return error }
+        }
+        return nil
     }
 
     /// Takes temporary memory for the next task, and asks for what other ranks have of it.
     private func begin() -> Bool {
-        guard position < steps.count, active.count < Self.tasks, inFlight < Self.transfers else { return false }
+        guard position < steps.count, active.count < Self.tasks, inFlight < Self.transfers else {
+            return false
+        }
         let number = steps[position]
         let task = plan.tasks[Int(number)]
         let isGathered = task.preparation.contains(.gather)
@@ -209,9 +228,10 @@ final class TrainerRun {
             let box = piece.box
             message.ranks =
                 [UInt32(source)]
-                + [box.firstPlane, box.endPlane, box.firstRow, box.endRow, box.firstColumn, box.endColumn].map {
-                    UInt32(bitPattern: $0)
-                }
+                + [box.firstPlane, box.endPlane, box.firstRow, box.endRow, box.firstColumn, box.endColumn].map
+            {
+                UInt32(bitPattern: $0)
+            }
             message.bytes = descriptor
             let rank = piece.rank
             trainer.endpoint.send(message, to: address) {
@@ -241,12 +261,16 @@ final class TrainerRun {
         let key = WeightTrainer.TaskKey(target: task.target, box: task.box)
         let engines = Set(
             plan.writes[task.writes.indices].compactMap { targets[$0.rank]?.memory.engine.rawValue })
-        if let record = trainer.delivered[key], engines.isSubset(of: record.receivers) { return (.already, record) }
+        if let record = trainer.delivered[key], record.isWritten, engines.isSubset(of: record.receivers) {
+            return (.already, record)
+        }
         guard trainer.isDelta, let record = trainer.served.records[key], let source = record.source,
             targets.values.allSatisfy({ $0.activeVersion == trainer.served.version }),
             engines.isSubset(of: record.receivers), sourceDigest(task) == source
         else { return nil }
-        return (.unchanged, record)
+        var copied = record
+        copied.isWritten = false
+        return (.unchanged, copied)
     }
 
     private func sourceDigest(_ task: PlanTask) -> Digest? {
@@ -303,7 +327,8 @@ final class TrainerRun {
                 task, target, plan.pieces[task.pieces.indices], inputs, work: base + entry.place + parts[0],
                 output: base + output, scales: base + scalePlace)
         }
-        let scales = target.hasBlockScales ? Strips(packed: task.box.scaleBox, at: scalePlace, elementBytes: 4) : nil
+        let scales =
+            target.hasBlockScales ? Strips(packed: task.box.scaleBox, at: scalePlace, elementBytes: 4) : nil
         let first = plan.writes[Int(task.writes.first)]
         let record = record(task, target, first, source, region, scales)
         entry.record = record
@@ -311,7 +336,8 @@ final class TrainerRun {
             guard let slot = targets[write.rank] else { continue }
             entry.transfers.append(
                 try engine.write(
-                    source, of: region, to: plan.strips(of: task, write), of: slot.memory, immediate: slot.data))
+                    source, of: region, to: plan.strips(of: task, write), of: slot.memory,
+                    immediate: slot.data))
             if let scales, let place = plan.scaleStrips(of: task, write) {
                 entry.transfers.append(
                     try engine.write(scales, of: staging, to: place, of: slot.memory, immediate: slot.data))
@@ -334,27 +360,32 @@ final class TrainerRun {
         if let scales, let place = plan.scaleStrips(of: task, first) {
             count += Strips.count(scales, place)
             digest += unsafe scales.digest(
-                of: UnsafeRawPointer(staging.baseAddress), base: first.scaleOffset - target.scaleOffset(of: task.box),
+                of: UnsafeRawPointer(staging.baseAddress),
+                base: first.scaleOffset - target.scaleOffset(of: task.box),
                 target: place, isWhole: place.isContiguous)
         }
         let engines = plan.writes[task.writes.indices].compactMap { targets[$0.rank]?.memory.engine.rawValue }
         return WeightTrainer.ArrivalRecord(
-            source: trainer.isDelta ? sourceDigest(task) : nil, output: digest, count: count, receivers: Set(engines))
+            source: trainer.isDelta ? sourceDigest(task) : nil, output: digest, count: count,
+            receivers: Set(engines))
     }
 
     /// Leaves the entries that say what became of the task.
     private func send(
-        _ mode: ArrivalEntry.Mode, _ record: WeightTrainer.ArrivalRecord, _ task: PlanTask, _ entry: inout ActiveTask,
+        _ mode: ArrivalEntry.Mode, _ record: WeightTrainer.ArrivalRecord, _ task: PlanTask,
+        _ entry: inout ActiveTask,
         _ place: Int
     ) throws(TransferError) {
         let words = [record.output.low, record.output.high, mode.rawValue, UInt64(record.count)]
         for (number, word) in words.enumerated() {
-            unsafe (staging.baseAddress + place).storeBytes(of: word.littleEndian, toByteOffset: 8 * number, as: UInt64.self)
+            unsafe (staging.baseAddress + place).storeBytes(
+                of: word.littleEndian, toByteOffset: 8 * number, as: UInt64.self)
         }
         for index in task.writes.indices {
             let rank = plan.writes[index].rank
             guard let slot = targets[rank] else { continue }
-            let offset = plan.tableOffset(rank: Int(rank)) + Int(self.index.ordinals[index]) * ArrivalEntry.byteCount
+            let offset =
+                plan.tableOffset(rank: Int(rank)) + Int(self.index.ordinals[index]) * ArrivalEntry.byteCount
             entry.transfers.append(
                 try engine.write(
                     from: staging, sourceOffset: place, byteCount: ArrivalEntry.byteCount, to: slot.memory,

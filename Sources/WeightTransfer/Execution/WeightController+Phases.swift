@@ -24,7 +24,9 @@ extension WeightController {
         }
     }
 
-    private static func text(_ message: WeightMessage) -> String { String(decoding: message.bytes, as: UTF8.self) }
+    private static func text(_ message: WeightMessage) -> String {
+        String(decoding: message.bytes, as: UTF8.self)
+    }
 
     /// Trainers that take part.
     var working: Set<Int> { Set(0..<plan.trainers.worldSize).subtracting(lost) }
@@ -82,7 +84,8 @@ extension WeightController {
                 guard let watch = member.watch else {
                     let peer = try? endpoint.peer(member.address)
                     let watch = peer.flatMap {
-                        try? endpoint.engine.expect(Self.watchImmediate, count: 1, from: [$0], timeout: .seconds(3600))
+                        try? endpoint.engine.expect(
+                            Self.watchImmediate, count: 1, from: [$0], timeout: .seconds(3600))
                     }
                     if isTrainer { trainers[rank]?.watch = watch } else { receivers[rank]?.watch = watch }
                     continue
@@ -136,12 +139,15 @@ extension WeightController {
 
     /// Begins an attempt with those who are there.
     private func open() {
-        attempt += 1
+        // Attempts of a controller that follows another must not be taken for that one's.
+        attempt = max(attempt + 1, term << 16)
         attemptsLeft -= 1
         lost = Set((0..<plan.trainers.worldSize).filter { trainers[$0]?.isAlive != true })
         participants = participants.filter { receivers[$0]?.isAlive == true }
         guard !participants.isEmpty else { return giveUp("no receiver is left") }
-        guard attemptsLeft >= 0 else { return giveUp("\(options.attempts) attempts failed; the last: \(log.last ?? "")") }
+        guard attemptsLeft >= 0 else {
+            return giveUp("\(options.attempts) attempts failed; the last: \(log.last ?? "")")
+        }
         do throws(TransferError) {
             if !lost.isEmpty { _ = try Planner.replan(plan, without: lost, for: participants) }
         } catch { return giveUp(error.message) }
@@ -207,7 +213,8 @@ extension WeightController {
 
     // MARK: Questions
 
-    private func message(_ kind: WeightMessage.Kind, isTrainer: Bool = false, rank: Int = 0) -> WeightMessage {
+    private func message(_ kind: WeightMessage.Kind, isTrainer: Bool = false, rank: Int = 0) -> WeightMessage
+    {
         var message = WeightMessage(kind)
         message.isTrainer = isTrainer
         message.rank = UInt32(rank)
@@ -249,7 +256,8 @@ extension WeightController {
     }
 
     private func start(_ rank: Int) {
-        for (other, member) in trainers.sorted(by: { $0.key < $1.key }) where other != rank && member.isAlive {
+        for (other, member) in trainers.sorted(by: { $0.key < $1.key }) where other != rank && member.isAlive
+        {
             var peer = message(.peer, isTrainer: true, rank: other)
             peer.bytes = member.address.encoded()
             send(peer, to: trainers[rank])

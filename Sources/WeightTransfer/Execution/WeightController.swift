@@ -1,10 +1,14 @@
 public import TransferEngine
 
-/// Leads updates: one of the ranks, no server of its own. Trainers write when it says so, receivers serve a version when it says so.
+/// Leads updates: one of the ranks, no server of its own. Trainers write when it says so, receivers serve a version
+/// when it says so.
 ///
-/// An attempt has four phases: receivers open their spare slots; trainers write; receivers compare digests; receivers commit. Until
-/// the last phase nothing that is served has changed, and whatever goes wrong begins another attempt without whoever was lost, or ends
-/// the update. Once all receivers are prepared the version is decided: a receiver that is lost afterwards gets it when it comes back.
+/// An attempt has four phases: receivers open their spare slots; trainers write; receivers compare digests; receivers
+/// commit. Until
+/// the last phase nothing that is served has changed, and whatever goes wrong begins another attempt without whoever
+/// was lost, or ends
+/// the update. Once all receivers are prepared the version is decided: a receiver that is lost afterwards gets it
+/// when it comes back.
 /// What is not answered is asked again, so that no message has to arrive the first time.
 public final class WeightController {
     /// How an update went.
@@ -95,14 +99,17 @@ public final class WeightController {
     public var isBusy: Bool { phase != .idle || wanted != nil }
 
     /// Begins an update of all receivers that are there to a version that all trainers have published or will publish.
-    /// - Throws: `invalidArgument` for a version that is not above the current one; `backPressure` while an update is wanted already.
+    /// - Throws: `invalidArgument` for a version that is not above the current one; `backPressure` while an update is
+    ///   wanted already.
     public func update(to version: UInt64) throws(TransferError) {
         guard version > currentVersion, outcomes[version] == nil else {
             throw TransferError(
-                .invalidArgument, "version \(version) is not above the current one, \(currentVersion), or was tried")
+                .invalidArgument,
+                "version \(version) is not above the current one, \(currentVersion), or was tried")
         }
         guard wanted == nil else {
-            throw TransferError(.backPressure, "version \(wanted ?? 0) waits to be served; wait for its outcome")
+            throw TransferError(
+                .backPressure, "version \(wanted ?? 0) waits to be served; wait for its outcome")
         }
         wanted = version
     }
@@ -110,7 +117,9 @@ public final class WeightController {
     /// Lets all receivers serve the version before, if they still have it whole.
     /// - Throws: `backPressure` while an update is under way.
     public func rollback(to version: UInt64) throws(TransferError) {
-        guard !isBusy else { throw TransferError(.backPressure, "an update is under way; wait for its outcome") }
+        guard !isBusy else {
+            throw TransferError(.backPressure, "an update is under way; wait for its outcome")
+        }
         self.version = version
         enter(.rollingBack)
     }

@@ -3,7 +3,8 @@ public import TransferEngine
 
 /// One process of a weight update: an engine, and the roles that it has - trainer, receiver, controller, or several.
 ///
-/// Nothing here has a thread or a clock: whoever owns the endpoint calls `poll` often, from one thread, with the time of its own clock.
+/// Nothing here has a thread or a clock: whoever owns the endpoint calls `poll` often, from one thread, with the time
+/// of its own clock.
 /// So the same code runs on a thread over real NICs and in a simulation.
 public final class WeightEndpoint {
     /// The engine that carries everything. Its receive pool belongs to the endpoint.

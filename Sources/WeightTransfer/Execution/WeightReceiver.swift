@@ -3,7 +3,8 @@ public import TransferEngine
 
 /// An inference rank: two slots for the weights of two versions, one of which is served.
 ///
-/// Passive: trainers write, and this looks only at counts. Then it compares what has arrived with the trainers' digests, and serves it when
+/// Passive: trainers write, and this looks only at counts. Then it compares what has arrived with the trainers'
+/// digests, and serves it when
 /// the controller says so. All but `read` belong to the thread that polls the endpoint.
 public final class WeightReceiver: @unchecked Sendable {
     // SAFETY: `serving` is a mutex; everything else is touched by the polling thread only.
@@ -73,7 +74,8 @@ public final class WeightReceiver: @unchecked Sendable {
         serving.withLock { serving in serving.active.flatMap { serving.versions[$0] } }
     }
 
-    /// Lends the weights that are served. The version does not change and its bytes stay as they are until `body` returns, whatever is
+    /// Lends the weights that are served. The version does not change and its bytes stay as they are until `body`
+    /// returns, whatever is
     /// being updated meanwhile; a version is not overwritten while somebody reads it. Any thread.
     /// - Returns: What `body` returns; nil before the first version.
     public func read<Result>(
@@ -87,7 +89,8 @@ public final class WeightReceiver: @unchecked Sendable {
         guard let (slot, version) = entered else { return nil }
         defer { serving.withLock { $0.readers[slot] -= 1 } }
         let bytes = unsafe UnsafeRawBufferPointer(slots[slot].bytes)
-        return try unsafe body(version, UnsafeRawBufferPointer(rebasing: bytes[..<plan.inference.regionBytes[rank]]))
+        return try unsafe body(
+            version, UnsafeRawBufferPointer(rebasing: bytes[..<plan.inference.regionBytes[rank]]))
     }
 
     // MARK: Messages
@@ -107,7 +110,8 @@ public final class WeightReceiver: @unchecked Sendable {
         case .verify where message.version == version && message.attempt == attempt: answerVerify()
         case .commit: commit(message.version, message)
         case .rollback: rollback(to: message.version, message)
-        case .abort where message.version == version && message.attempt == attempt && phase != .idle: phase = .idle
+        case .abort where message.version == version && message.attempt == attempt && phase != .idle:
+            phase = .idle
         default: break
         }
     }
@@ -115,7 +119,8 @@ public final class WeightReceiver: @unchecked Sendable {
     /// The slot that is not served.
     private var spare: Int { serving.withLock { $0.active == 0 ? 1 : 0 } }
 
-    /// Ends everybody's right to write into the spare slot, and grants it anew: what an earlier attempt still has under way can neither
+    /// Ends everybody's right to write into the spare slot, and grants it anew: what an earlier attempt still has
+    /// under way can neither
     /// land nor be counted.
     private func open(_ message: WeightMessage) {
         if phase != .idle, message.version == version, message.attempt == attempt { return answerOpened() }
@@ -200,7 +205,8 @@ public final class WeightReceiver: @unchecked Sendable {
         switch phase {
         case .opened:
             guard engine.consume(lease[1], count: index.arrivals[rank].count) else { return false }
-            phase = .counting(index.arrivals[rank].indices.reduce(0) { sum, number in
+            phase = .counting(
+                index.arrivals[rank].indices.reduce(0) { sum, number in
                     let entry = entry(number)
                     return entry.mode == .written ? sum + entry.count : sum
                 })
@@ -216,10 +222,15 @@ public final class WeightReceiver: @unchecked Sendable {
     }
 
     private func entry(_ number: Int) -> ArrivalEntry {
-        let place = unsafe UnsafeRawPointer(slots[spare].baseAddress) + plan.tableOffset(rank: rank) + number * ArrivalEntry.byteCount
-        let words = (0..<4).map { UInt64(littleEndian: unsafe place.loadUnaligned(fromByteOffset: 8 * $0, as: UInt64.self)) }
+        let place =
+            unsafe UnsafeRawPointer(slots[spare].baseAddress) + plan.tableOffset(rank: rank) + number
+            * ArrivalEntry.byteCount
+        let words = (0..<4).map {
+            UInt64(littleEndian: unsafe place.loadUnaligned(fromByteOffset: 8 * $0, as: UInt64.self))
+        }
         return ArrivalEntry(
-            digest: Digest(low: words[0], high: words[1]), mode: ArrivalEntry.Mode(rawValue: words[2]) ?? .written,
+            digest: Digest(low: words[0], high: words[1]),
+            mode: ArrivalEntry.Mode(rawValue: words[2]) ?? .written,
             count: Int(clamping: min(words[3], 1 << 32)))
     }
 
@@ -247,10 +258,12 @@ public final class WeightReceiver: @unchecked Sendable {
         let offset = place.offset - target.offset(of: task.box)
         let scaleCount = scales.map { Strips.count($0, $0) } ?? 0
         var digest = unsafe strips.digest(
-            of: memory, base: offset, target: strips, isWhole: entry.count == scaleCount + 1 && strips.isContiguous)
+            of: memory, base: offset, target: strips,
+            isWhole: entry.count == scaleCount + 1 && strips.isContiguous)
         if let scales {
             let base = place.scaleOffset - target.scaleOffset(of: task.box)
-            digest += unsafe scales.digest(of: memory, base: base, target: scales, isWhole: scales.isContiguous)
+            digest += unsafe scales.digest(
+                of: memory, base: base, target: scales, isWhole: scales.isContiguous)
         }
         if digest != entry.digest {
             failure = "'\(target.name)' \(task.box) from trainer \(task.owner) is not what that trainer sent"

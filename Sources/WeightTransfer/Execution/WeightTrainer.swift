@@ -3,7 +3,8 @@ public import TransferEngine
 
 /// A trainer rank: holds shards, and does its part of the plan when the controller says so.
 ///
-/// Each task goes through four stages: its pieces are here or are fetched from other ranks; they are put together and quantised; the result
+/// Each task goes through four stages: its pieces are here or are fetched from other ranks; they are put together and
+/// quantised; the result
 /// is written to the receivers that need it; and its temporary memory is given back when that is done. Several tasks are under
 /// way at a time, as many as the watermark allows.
 public final class WeightTrainer {
@@ -43,6 +44,8 @@ public final class WeightTrainer {
         var source: Digest?
         var output: Digest
         var count: Int
+        /// Whether its bytes were sent in this update; receivers copy what has not changed only when they verify.
+        var isWritten = true
         /// Engines that have it.
         var receivers: Set<UInt64>
     }
@@ -58,7 +61,9 @@ public final class WeightTrainer {
     ) throws(TransferError) {
         guard (0..<plan.trainers.worldSize).contains(rank), plan.policy == .direct else {
             throw TransferError(
-                .invalidArgument, "trainer \(rank) of a \(plan.policy.rawValue) plan for \(plan.trainers.worldSize); direct plans can be done")
+                .invalidArgument,
+                "trainer \(rank) of a \(plan.policy.rawValue) plan for \(plan.trainers.worldSize); direct plans can be done"
+            )
         }
         self.endpoint = endpoint
         engine = endpoint.engine
@@ -96,7 +101,9 @@ public final class WeightTrainer {
     func handle(_ message: WeightMessage) {
         switch message.kind {
         case .peer:
-            if let address = try? EngineAddress(decoding: message.bytes) { peers[Int(message.rank)] = address }
+            if let address = try? EngineAddress(decoding: message.bytes) {
+                peers[Int(message.rank)] = address
+            }
         case .start: start(message)
         case .target where run?.isAbout(message) == true: run?.addTarget(message)
         case .pull: lend(message)

@@ -11,7 +11,8 @@ enum Assembly {
             return
         }
         for row in 0..<source.rowCount {
-            unsafe (to + target.offset(row)).copyMemory(from: from + source.offset(row), byteCount: source.rowBytes)
+            unsafe (to + target.offset(row)).copyMemory(
+                from: from + source.offset(row), byteCount: source.rowBytes)
         }
     }
 
@@ -84,7 +85,8 @@ enum Assembly {
         guard isQuantised else { return }
         for plane in 0..<task.box.planes.count {
             // The caller's memory: source rows of `columns` BF16 numbers, and room for as many bytes and their scales.
-            let input = unsafe (from.memory + from.strips.offset(plane * from.strips.rows)).assumingMemoryBound(to: UInt16.self)
+            let input = unsafe (from.memory + from.strips.offset(plane * from.strips.rows))
+                .assumingMemoryBound(to: UInt16.self)
             let size = task.box.rows.count * task.box.columns.count
             let scaleCount = task.box.scaleCount / task.box.planes.count
             unsafe BlockQuantisation.quantise(

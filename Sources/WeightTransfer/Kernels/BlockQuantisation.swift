@@ -1,7 +1,9 @@
 /// BF16 to FP8 (E4M3) with one 32-bit scale for each block of 128 rows and 128 columns.
 ///
-/// For a block whose largest magnitude is `a`, at least 1e-4, the scale is `a / 448` and an element becomes `x * (448 / a)`, computed in
-/// 32 bits and rounded to nearest, ties to even: what `(x.float() * (448 / a)).to(torch.float8_e4m3fn)` gives, and the convention of
+/// For a block whose largest magnitude is `a`, at least 1e-4, the scale is `a / 448` and an element becomes `x * (1 /
+/// a * 448)`, computed in
+/// 32 bits and rounded to nearest, ties to even: what `(x.float() * (448 / a)).to(torch.float8_e4m3fn)` gives, where
+/// PyTorch divides a number by a tensor in just these two steps, and the convention of
 /// DeepSeek-V3's weights. A block with an infinity or a NaN becomes NaN, scale and all, as there.
 enum BlockQuantisation {
     /// The largest finite E4M3 number.
@@ -32,12 +34,13 @@ enum BlockQuantisation {
                 let to = unsafe target + firstRow * columns + firstColumn
                 let magnitude = unsafe magnitude(from, sourceStride, rowCount, width)
                 unsafe scales[blockRow * blockColumns + blockColumn] = magnitude / largest
-                unsafe convert(from, sourceStride, rowCount, width, largest / magnitude, to, columns)
+                unsafe convert(from, sourceStride, rowCount, width, 1 / magnitude * largest, to, columns)
             }
         }
     }
 
-    /// The largest magnitude of a block: of numbers without a sign, the order of the bits is that of the values, and NaN is above all.
+    /// The largest magnitude of a block: of numbers without a sign, the order of the bits is that of the values, and
+    /// NaN is above all.
     private static func magnitude(
         _ source: UnsafePointer<UInt16>, _ stride: Int, _ rows: Int, _ columns: Int
     ) -> Float {
@@ -48,12 +51,14 @@ enum BlockQuantisation {
             let line = unsafe UnsafeRawPointer(source + row * stride)
             var column = 0
             while column < whole {
-                let bits = unsafe line.loadUnaligned(fromByteOffset: 2 * column, as: SIMD8<Int16>.self) & 0x7FFF
+                let bits =
+                    unsafe line.loadUnaligned(fromByteOffset: 2 * column, as: SIMD8<Int16>.self) & 0x7FFF
                 vector.replace(with: bits, where: bits .> vector)
                 column += 8
             }
             while column < columns {
-                rest = max(rest, unsafe line.loadUnaligned(fromByteOffset: 2 * column, as: UInt16.self) & 0x7FFF)
+                rest = max(
+                    rest, unsafe line.loadUnaligned(fromByteOffset: 2 * column, as: UInt16.self) & 0x7FFF)
                 column += 1
             }
         }
@@ -67,7 +72,9 @@ enum BlockQuantisation {
         _ target: UnsafeMutablePointer<UInt8>, _ targetStride: Int
     ) {
         guard factor.isFinite, factor > 0 else {
-            for row in 0..<rows { unsafe (target + row * targetStride).update(repeating: 0x7F, count: columns) }
+            for row in 0..<rows {
+                unsafe (target + row * targetStride).update(repeating: 0x7F, count: columns)
+            }
             return
         }
         let whole = columns & ~15
@@ -77,16 +84,19 @@ enum BlockQuantisation {
             var column = 0
             while column < whole {
                 let first = unsafe line.loadUnaligned(fromByteOffset: 2 * column, as: SIMD4<UInt32>.self)
-                let second = unsafe line.loadUnaligned(fromByteOffset: 2 * column + 16, as: SIMD4<UInt32>.self)
+                let second = unsafe line.loadUnaligned(
+                    fromByteOffset: 2 * column + 16, as: SIMD4<UInt32>.self)
                 let codes = SIMD16(lowHalf: codes(first, factor), highHalf: codes(second, factor))
                 unsafe out.storeBytes(
-                    of: SIMD16<UInt8>(truncatingIfNeeded: codes), toByteOffset: column, as: SIMD16<UInt8>.self)
+                    of: SIMD16<UInt8>(truncatingIfNeeded: codes), toByteOffset: column, as: SIMD16<UInt8>.self
+                )
                 column += 16
             }
             while column < columns {
                 let bits = unsafe line.loadUnaligned(fromByteOffset: 2 * column, as: UInt16.self)
                 unsafe out.storeBytes(
-                    of: code(Float(bitPattern: UInt32(bits) << 16) * factor), toByteOffset: column, as: UInt8.self)
+                    of: code(Float(bitPattern: UInt32(bits) << 16) * factor), toByteOffset: column,
+                    as: UInt8.self)
                 column += 1
             }
         }
@@ -103,10 +113,13 @@ enum BlockQuantisation {
 
     /// The codes of four numbers without sign, at most 448 and a rounding error.
     ///
-    /// Adding a power of two that is 2^20 times the number's own lets the addition round to three bits of mantissa, to even; below the
-    /// smallest normal number, 2^-6, the step stays 2^-9. What the sum has more than that power of two is 8 to 16 then (or 0 to 8), and
+    /// Adding a power of two that is 2^20 times the number's own lets the addition round to three bits of mantissa,
+    /// to even; below the
+    /// smallest normal number, 2^-6, the step stays 2^-9. What the sum has more than that power of two is 8 to 16
+    /// then (or 0 to 8), and
     /// joined with the exponent above that of 2^-6 it is the code.
-    @inline(__always) private static func magnitudes(_ bits: SIMD4<UInt32>, _ factor: Float) -> SIMD4<UInt32> {
+    @inline(__always) private static func magnitudes(_ bits: SIMD4<UInt32>, _ factor: Float) -> SIMD4<UInt32>
+    {
         let value = unsafe unsafeBitCast(bits, to: SIMD4<Float>.self) * factor
         let above = unsafe unsafeBitCast(value, to: SIMD4<Int32>.self) &- 0x3C80_0000
         // The shift makes a mask of the sign: what is below 2^-6 counts as 2^-6.

@@ -16,9 +16,12 @@ public struct SafetensorsHeader: Hashable, Sendable {
     /// - Throws: `malformedDescriptor` for fewer bytes or a length beyond `maximumByteCount`.
     public static func length(of prefix: some Collection<UInt8>) throws(TransferError) -> Int {
         let bytes = Array(prefix.prefix(8))
-        let length = bytes.enumerated().reduce(UInt64(0)) { $0 | UInt64($1.element) << (8 * UInt64($1.offset)) }
+        let length = bytes.enumerated().reduce(UInt64(0)) {
+            $0 | UInt64($1.element) << (8 * UInt64($1.offset))
+        }
         guard bytes.count == 8, (2...UInt64(maximumByteCount)).contains(length) else {
-            throw TransferError(.malformedDescriptor, "not a safetensors file: its header has no valid length")
+            throw TransferError(
+                .malformedDescriptor, "not a safetensors file: its header has no valid length")
         }
         return Int(length)
     }
@@ -42,7 +45,8 @@ public struct SafetensorsHeader: Hashable, Sendable {
             guard begin == place, tensor.shape.allSatisfy({ $0 >= 0 }), end - begin == tensor.byteCount else {
                 throw TransferError(
                     .malformedDescriptor,
-                    "'\(tensor.name)' at \(begin)..<\(end): its shape needs \(tensor.byteCount) bytes at \(place)")
+                    "'\(tensor.name)' at \(begin)..<\(end): its shape needs \(tensor.byteCount) bytes at \(place)"
+                )
             }
             place = end
         }

@@ -31,19 +31,22 @@ extension Linter {
             var seen: Set<Int32> = []
             for write in plan.writes[task.writes.indices] {
                 guard let replica = places[write.rank] else {
-                    note(.coverage, "\(name(task)) is written to rank \(write.rank), which has no such tensor")
+                    note(
+                        .coverage, "\(name(task)) is written to rank \(write.rank), which has no such tensor")
                     continue
                 }
                 if write.offset != replica.offset + offset {
                     note(
                         .coverage,
-                        "\(name(task)) goes to byte \(write.offset) of rank \(write.rank); its place is \(replica.offset + offset)"
+                        "\(name(task)) goes to byte \(write.offset) of rank \(write.rank); its place is "
+                            + "\(replica.offset + offset)"
                     )
                 }
                 if target.hasBlockScales, write.scaleOffset != replica.scaleOffset + scales {
                     note(
                         .coverage,
-                        "the scales of \(name(task)) go to byte \(write.scaleOffset) of rank \(write.rank); their place is \(replica.scaleOffset + scales)"
+                        "the scales of \(name(task)) go to byte \(write.scaleOffset) of rank \(write.rank); "
+                            + "their place is \(replica.scaleOffset + scales)"
                     )
                 }
                 if !seen.insert(write.rank).inserted {
@@ -71,12 +74,16 @@ extension Linter {
         }
         let sorted = boxes.sorted { ($0.firstPlane, $0.firstRow) < ($1.firstPlane, $1.firstRow) }
         if let (one, other) = Self.overlap(sorted), let common = one.intersection(other) {
-            note(.coverage, "'\(target.name)' \(common) is written twice on rank \(rank), in \(one) and in \(other)")
+            note(
+                .coverage,
+                "'\(target.name)' \(common) is written twice on rank \(rank), in \(one) and in \(other)")
             return
         }
         if target.hasBlockScales {
             for box in boxes
-            where box.rows.lowerBound % Target.blockSize != 0 || box.columns.lowerBound % Target.blockSize != 0 {
+            where box.rows.lowerBound % Target.blockSize != 0
+                || box.columns.lowerBound % Target.blockSize != 0
+            {
                 note(.coverage, "'\(target.name)' \(box) begins inside a block with one scale")
             }
         }
@@ -85,7 +92,8 @@ extension Linter {
             let hole = Self.hole(all, sorted)
             note(
                 .coverage,
-                "'\(target.name)' plane \(hole.plane) row \(hole.row) column \(hole.column) is never written on rank \(rank): \(all.count - covered) elements are missing"
+                "'\(target.name)' plane \(hole.plane) row \(hole.row) column \(hole.column) is never written "
+                    + "on rank \(rank): \(all.count - covered) elements are missing"
             )
         }
     }
@@ -96,7 +104,8 @@ extension Linter {
             for other in boxes[(index + 1)...] {
                 // Sorted: once the others begin behind this one, all further ones do.
                 if other.firstPlane >= box.endPlane
-                    || other.firstPlane == box.firstPlane && box.planes.count == 1 && other.firstRow >= box.endRow
+                    || other.firstPlane == box.firstPlane && box.planes.count == 1
+                        && other.firstRow >= box.endRow
                 {
                     break
                 }
@@ -112,7 +121,8 @@ extension Linter {
             for row in all.rows {
                 let line = boxes.filter { $0.planes.contains(plane) && $0.rows.contains(row) }
                 var column = all.columns.lowerBound
-                for box in line.sorted(by: { $0.firstColumn < $1.firstColumn }) where box.columns.contains(column) {
+                for box in line.sorted(by: { $0.firstColumn < $1.firstColumn })
+                where box.columns.contains(column) {
                     column = box.columns.upperBound
                 }
                 if column < all.columns.upperBound { return (plane, row, column) }
@@ -125,14 +135,16 @@ extension Linter {
 
     /// Tensors lie inside the regions of their ranks, and do not overlap there.
     func checkRegions() {
-        var ranges: [[(begin: Int, end: Int, target: Int32)]] = Array(repeating: [], count: plan.inference.worldSize)
+        var ranges: [[(begin: Int, end: Int, target: Int32)]] = Array(
+            repeating: [], count: plan.inference.worldSize)
         for (number, target) in plan.inference.targets.enumerated() {
             for replica in target.replicas {
                 guard plan.inference.regionBytes.indices.contains(Int(replica.rank)) else {
                     note(.region, "'\(target.name)' is on rank \(replica.rank), which there is not")
                     continue
                 }
-                ranges[Int(replica.rank)].append((replica.offset, replica.offset + target.byteCount, Int32(number)))
+                ranges[Int(replica.rank)].append(
+                    (replica.offset, replica.offset + target.byteCount, Int32(number)))
                 if target.hasBlockScales {
                     ranges[Int(replica.rank)].append(
                         (replica.scaleOffset, replica.scaleOffset + target.scaleByteCount, Int32(number)))
@@ -147,13 +159,15 @@ extension Linter {
                 if range.begin < 0 || range.end > plan.inference.regionBytes[rank] {
                     note(
                         .region,
-                        "'\(name)' takes bytes \(range.begin)..<\(range.end) of rank \(rank), whose region has \(plan.inference.regionBytes[rank])"
+                        "'\(name)' takes bytes \(range.begin)..<\(range.end) of rank \(rank), whose region "
+                            + "has \(plan.inference.regionBytes[rank])"
                     )
                 }
                 if range.begin < before.end {
                     note(
                         .region,
-                        "'\(name)' and '\(plan.inference.targets[Int(before.target)].name)' share byte \(range.begin) of rank \(rank)"
+                        "'\(name)' and '\(plan.inference.targets[Int(before.target)].name)' share byte "
+                            + "\(range.begin) of rank \(rank)"
                     )
                 }
                 before = range
@@ -178,7 +192,8 @@ extension Linter {
                 if plan.policy == .direct, !isHeld {
                     note(
                         .source,
-                        "rank \(piece.rank) has not got \(piece.box) of '\(plan.model.tensors[part.source].name)', which \(name(task)) needs"
+                        "rank \(piece.rank) has not got \(piece.box) of "
+                            + "'\(plan.model.tensors[part.source].name)', which \(name(task)) needs"
                     )
                 }
                 if plan.excluded.contains(piece.rank) {

@@ -83,9 +83,12 @@ final class Linter {
             note(.malformed, "not every rank has a region or a sequence")
         }
         for (index, task) in plan.tasks.enumerated() {
-            guard plan.inference.targets.indices.contains(Int(task.target)), (0..<trainers).contains(task.owner),
-                task.pieces.first >= 0, task.pieces.count > 0, task.pieces.indices.upperBound <= plan.pieces.count,
-                task.writes.first >= 0, task.writes.count > 0, task.writes.indices.upperBound <= plan.writes.count
+            guard plan.inference.targets.indices.contains(Int(task.target)),
+                (0..<trainers).contains(task.owner),
+                task.pieces.first >= 0, task.pieces.count > 0,
+                task.pieces.indices.upperBound <= plan.pieces.count,
+                task.writes.first >= 0, task.writes.count > 0,
+                task.writes.indices.upperBound <= plan.writes.count
             else {
                 note(.malformed, "task \(index) names a target, a rank, pieces or writes that there are not")
                 continue
@@ -93,7 +96,9 @@ final class Linter {
             let parts = plan.inference.targets[Int(task.target)].parts
             for piece in plan.pieces[task.pieces.indices]
             where !parts.indices.contains(Int(piece.part)) || !(0..<trainers).contains(piece.rank) {
-                note(.malformed, "task \(index), \(name(task)): a piece of part \(piece.part) on rank \(piece.rank)")
+                note(
+                    .malformed,
+                    "task \(index), \(name(task)): a piece of part \(piece.part) on rank \(piece.rank)")
             }
             for write in plan.writes[task.writes.indices] where !(0..<receivers).contains(write.rank) {
                 note(.malformed, "task \(index), \(name(task)) is written to rank \(write.rank)")
@@ -124,7 +129,8 @@ final class Linter {
             if bytes > plan.watermarkBytes {
                 note(
                     .watermark,
-                    "task \(index), \(name(task)), needs \(bytes) bytes on rank \(task.owner); the watermark is \(plan.watermarkBytes)"
+                    "task \(index), \(name(task)), needs \(bytes) bytes on rank \(task.owner); the watermark "
+                        + "is \(plan.watermarkBytes)"
                 )
             }
         }
@@ -139,7 +145,10 @@ final class Linter {
                 case .task(let index):
                     done[Int(index)] += 1
                     if plan.tasks[Int(index)].owner != Int32(rank) {
-                        note(.order, "rank \(rank) does task \(index), which is rank \(plan.tasks[Int(index)].owner)'s")
+                        note(
+                            .order,
+                            "rank \(rank) does task \(index), which is rank \(plan.tasks[Int(index)].owner)'s"
+                        )
                     }
                 case .gather(let index): places[index, default: [:]][Int32(rank)] = place
                 }
@@ -159,7 +168,10 @@ final class Linter {
             let gather = plan.gathers[index]
             for rank in gather.ranks {
                 guard let place = places[Int32(index)]?[rank] else {
-                    note(.order, "rank \(rank) never joins gather \(index) of '\(plan.model.tensors[Int(gather.tensor)].name)'")
+                    note(
+                        .order,
+                        "rank \(rank) never joins gather \(index) of '\(plan.model.tensors[Int(gather.tensor)].name)'"
+                    )
                     continue
                 }
                 if let before = last[rank], before.place > place {
@@ -168,7 +180,8 @@ final class Linter {
                     }
                     note(
                         .order,
-                        "rank \(rank) joins gather \(index) before gather \(before.gather); rank \(other ?? rank) the other way round"
+                        "rank \(rank) joins gather \(index) before gather \(before.gather); rank "
+                            + "\(other ?? rank) the other way round"
                     )
                 }
                 last[rank] = (place, Int32(index))
@@ -186,14 +199,18 @@ final class Linter {
         var shards = ShardTable(plan.model, plan.trainers)
         for (index, task) in plan.tasks.enumerated() {
             let bytes = (plan.outputBytes(of: task) + plan.scaleBytes(of: task)) * Int(task.writes.count)
-            guard let largest = plan.pieces[task.pieces.indices].max(by: { $0.box.count < $1.box.count }) else { continue }
+            guard let largest = plan.pieces[task.pieces.indices].max(by: { $0.box.count < $1.box.count })
+            else { continue }
             let source = plan.inference.targets[Int(task.target)].parts[Int(largest.part)].source
-            guard let shard = shards.shards(of: source).first(where: { $0.box.contains(largest.box) }) else { continue }
+            guard let shard = shards.shards(of: source).first(where: { $0.box.contains(largest.box) }) else {
+                continue
+            }
             for other in shard.ranks where other != task.owner && !plan.excluded.contains(other) {
                 guard sent[Int(task.owner)] > sent[Int(other)] + 2 * bytes + slack else { continue }
                 note(
                     .balance,
-                    "task \(index), \(name(task)), is sent by rank \(task.owner), which sends \(sent[Int(task.owner)]) bytes; rank \(other) has it too and sends \(sent[Int(other)])"
+                    "task \(index), \(name(task)), is sent by rank \(task.owner), which sends "
+                        + "\(sent[Int(task.owner)]) bytes; rank \(other) has it too and sends \(sent[Int(other)])"
                 )
                 break
             }

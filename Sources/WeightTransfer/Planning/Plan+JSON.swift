@@ -27,7 +27,8 @@ extension Plan {
         return .object([
             "task": .integer(index), "target": .string(target.name), "dtype": .string(target.type.rawValue),
             "owner": .integer(Int(task.owner)), "box": Self.json(task.box),
-            "prepare": .string(task.preparation.description), "temporary_bytes": .integer(temporaryBytes(of: task)),
+            "prepare": .string(task.preparation.description),
+            "temporary_bytes": .integer(temporaryBytes(of: task)),
             "from": .array(
                 pieces[task.pieces.indices].map { piece in
                     .object([
@@ -48,6 +49,9 @@ extension Plan {
     }
 
     private static func json(_ box: Box) -> JSON {
-        .array([box.planes, box.rows, box.columns].map { .array([.integer($0.lowerBound), .integer($0.upperBound)]) })
+        .array(
+            [box.planes, box.rows, box.columns].map {
+                .array([.integer($0.lowerBound), .integer($0.upperBound)])
+            })
     }
 }

@@ -98,7 +98,10 @@ public struct Preparation: OptionSet, Hashable, Sendable, CustomStringConvertibl
     public static let quantise = Preparation(rawValue: 8)
 
     public var description: String {
-        let names = [(Preparation.gather, "gather"), (.fuse, "fuse"), (.transpose, "transpose"), (.quantise, "quantise")]
+        let names = [
+            (Preparation.gather, "gather"), (.fuse, "fuse"), (.transpose, "transpose"),
+            (.quantise, "quantise"),
+        ]
         return isEmpty ? "none" : names.filter { contains($0.0) }.map(\.1).joined(separator: "+")
     }
 }
@@ -170,7 +173,8 @@ extension Plan {
         temporaryParts(of: task).reduce(0) { $0 + Staging.rounded($1) }
     }
 
-    /// What a task's temporary memory is for: what it fetches, pieces put together before they are quantised, its output, its scales, and
+    /// What a task's temporary memory is for: what it fetches, pieces put together before they are quantised, its
+    /// output, its scales, and
     /// the entries that tell its receivers.
     func temporaryParts(of task: PlanTask) -> [Int] {
         let entry = ArrivalEntry.byteCount
@@ -181,7 +185,9 @@ extension Plan {
         let fetched = pieces[task.pieces.indices].reduce(0) { sum, piece in
             piece.rank == task.owner ? sum : sum + Staging.rounded(bytes(of: piece, task))
         }
-        return [fetched, isAssembled ? 2 * task.box.count : 0, outputBytes(of: task), scaleBytes(of: task), entry]
+        return [
+            fetched, isAssembled ? 2 * task.box.count : 0, outputBytes(of: task), scaleBytes(of: task), entry,
+        ]
     }
 
     /// Bytes of a piece where it comes from.
@@ -238,5 +244,7 @@ enum Staging {
     /// Everything begins at a multiple of this.
     static let alignment = 64
 
-    @inline(__always) static func rounded(_ bytes: Int) -> Int { (bytes + alignment - 1) / alignment * alignment }
+    @inline(__always) static func rounded(_ bytes: Int) -> Int {
+        (bytes + alignment - 1) / alignment * alignment
+    }
 }

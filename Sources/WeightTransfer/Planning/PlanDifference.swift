@@ -19,7 +19,9 @@ public struct PlanDifference: Hashable, Sendable {
         if first.model != second.model { notes.append("the models differ") }
         if first.trainers != second.trainers { notes.append("the trainers' layouts differ") }
         if first.inference != second.inference { notes.append("the inference layouts differ") }
-        if first.policy != second.policy { notes.append("policy \(first.policy.rawValue) became \(second.policy.rawValue)") }
+        if first.policy != second.policy {
+            notes.append("policy \(first.policy.rawValue) became \(second.policy.rawValue)")
+        }
         if first.watermarkBytes != second.watermarkBytes {
             notes.append("watermark \(first.watermarkBytes) became \(second.watermarkBytes)")
         }
@@ -51,7 +53,8 @@ public struct PlanDifference: Hashable, Sendable {
         var result: [Key: [Int32]] = [:]
         for task in plan.tasks {
             let key = Key(
-                name: plan.target(of: task).name, box: task.box, writes: Array(plan.writes[task.writes.indices]))
+                name: plan.target(of: task).name, box: task.box,
+                writes: Array(plan.writes[task.writes.indices]))
             result[key, default: []].append(task.owner)
         }
         return result

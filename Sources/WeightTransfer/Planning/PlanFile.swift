@@ -54,12 +54,15 @@ extension Plan {
                 })
         }
         let checksum = Self.checksum(out.bytes[...])
-        for shift in stride(from: 0, to: 64, by: 8) { out.bytes.append(UInt8(truncatingIfNeeded: checksum >> UInt64(shift))) }
+        for shift in stride(from: 0, to: 64, by: 8) {
+            out.bytes.append(UInt8(truncatingIfNeeded: checksum >> UInt64(shift)))
+        }
         return out.bytes
     }
 
     /// Reads what `encoded` wrote.
-    /// - Throws: `malformedDescriptor` for anything else, `unsupportedVersion` for a newer format. Whether the plan is any good is
+    /// - Throws: `malformedDescriptor` for anything else, `unsupportedVersion` for a newer format. Whether the plan
+    ///   is any good is
     ///   for `lint` to say.
     public init(decoding bytes: [UInt8]) throws(TransferError) {
         guard bytes.count > 13, Array(bytes[..<4]) == Self.magic else {
@@ -71,7 +74,8 @@ extension Plan {
         }
         let found = bytes.suffix(8).reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
         guard Self.checksum(bytes.dropLast(8)) == found else {
-            throw TransferError(.malformedDescriptor, "the plan's checksum is wrong: it is damaged or cut off")
+            throw TransferError(
+                .malformedDescriptor, "the plan's checksum is wrong: it is damaged or cut off")
         }
         var input = PlanReader(bytes: bytes, place: 5, end: bytes.count - 8)
         let model = try input.model()
@@ -79,7 +83,7 @@ extension Plan {
         let inference = try input.inference()
         guard let policy = Policy(rawValue: try input.text()) else { throw input.error("an unknown policy") }
         self.init(
-            model: model, trainers: trainers, inference: inference, policy: policy, 
+            model: model, trainers: trainers, inference: inference, policy: policy,
             watermarkBytes: try input.integer(), taskBytes: try input.integer())
         excluded = Set(try input.integers().map { Int32(truncatingIfNeeded: $0) })
         try readTables(&input)
@@ -112,7 +116,8 @@ extension Plan {
         }
         sequences = try input.list { input throws(TransferError) in
             try input.integers().map {
-                $0 & 1 == 0 ? .task(Int32(truncatingIfNeeded: $0 >> 1)) : .gather(Int32(truncatingIfNeeded: $0 >> 1))
+                $0 & 1 == 0
+                    ? .task(Int32(truncatingIfNeeded: $0 >> 1)) : .gather(Int32(truncatingIfNeeded: $0 >> 1))
             }
         }
         guard input.place == input.end else { throw input.error("something follows the plan") }
@@ -202,7 +207,9 @@ private struct PlanWriter {
                 write(part.place)
             }
             write(target.replicas.count)
-            for replica in target.replicas { write([Int(replica.rank), replica.offset, replica.scaleOffset]) }
+            for replica in target.replicas {
+                write([Int(replica.rank), replica.offset, replica.scaleOffset])
+            }
         }
     }
 }
@@ -237,7 +244,9 @@ private struct PlanReader {
     /// How many follow, each of at least one byte.
     private mutating func count() throws(TransferError) -> Int {
         let count = try integer()
-        guard (0...(end - place)).contains(count) else { throw error("\(count) elements in \(end - place) bytes") }
+        guard (0...(end - place)).contains(count) else {
+            throw error("\(count) elements in \(end - place) bytes")
+        }
         return count
     }
 
@@ -293,7 +302,8 @@ private struct PlanReader {
             TensorDescription(try input.text(), try input.integers(), try input.type())
         }
         let attention =
-            shape.count == 3 ? AttentionShape(heads: shape[0], keyValueHeads: shape[1], headSize: shape[2]) : nil
+            shape.count == 3
+            ? AttentionShape(heads: shape[0], keyValueHeads: shape[1], headSize: shape[2]) : nil
         return try ModelDescription(name: name, tensors: tensors, attention: attention)
     }
 
@@ -321,13 +331,15 @@ private struct PlanReader {
             let shape = try input.integers()
             let type = try input.type()
             let hasScales = try input.flag()
-            guard (1...3).contains(shape.count), shape.allSatisfy({ (1...Int(Int32.max)).contains($0) }) else {
+            guard (1...3).contains(shape.count), shape.allSatisfy({ (1...Int(Int32.max)).contains($0) })
+            else {
                 throw input.error("the shape of '\(name)'")
             }
             let parts = try input.list { input throws(TransferError) in try input.part() }
             let replicas = try input.list { input throws(TransferError) in try input.replica() }
             return Target(
-                name: name, shape: shape, type: type, hasBlockScales: hasScales, parts: parts, replicas: replicas)
+                name: name, shape: shape, type: type, hasBlockScales: hasScales, parts: parts,
+                replicas: replicas)
         }
         return InferenceLayout(worldSize: worldSize, regionBytes: regions, targets: targets)
     }

@@ -3,7 +3,8 @@ public import TransferCore
 /// Makes plans.
 ///
 /// Each target is cut at the borders of the trainers' shards, moved to the nearest border of a block where there are scales, into
-/// cells. A cell is made by the rank that holds most of it; among replicas by the one that has least to send so far. What that rank
+/// cells. A cell is made by the rank that holds most of it; among replicas by the one that has least to send so far.
+/// What that rank
 /// lacks - parts of a block beyond its shard - it fetches. So nothing is gathered that need not be.
 public struct Planner {
     /// How plans are made.
@@ -104,7 +105,8 @@ public struct Planner {
             guard isQuantised || tensor.type == target.type && !target.hasBlockScales else {
                 throw TransferError(
                     .invalidArgument,
-                    "'\(target.name)': \(tensor.type.rawValue) to \(target.type.rawValue) is no known conversion; BF16 to F8_E4M3 with scales is"
+                    "'\(target.name)': \(tensor.type.rawValue) to \(target.type.rawValue) is no known "
+                        + "conversion; BF16 to F8_E4M3 with scales is"
                 )
             }
             covered += part.place.count
@@ -121,7 +123,8 @@ public struct Planner {
         for (number, part) in target.parts.enumerated() {
             for shard in shards.shards(of: part.source) {
                 guard let common = shard.box.intersection(part.box) else { continue }
-                let alive = plan.excluded.isEmpty ? shard.ranks : shard.ranks.filter { !plan.excluded.contains($0) }
+                let alive =
+                    plan.excluded.isEmpty ? shard.ranks : shard.ranks.filter { !plan.excluded.contains($0) }
                 guard !alive.isEmpty else {
                     throw TransferError(
                         .unreachable,
@@ -261,7 +264,9 @@ public struct Planner {
     private mutating func move(_ index: Int) -> Bool {
         let task = plan.tasks[index]
         let parts = inference.targets[Int(task.target)].parts
-        guard let largest = plan.pieces[task.pieces.indices].max(by: { $0.box.count < $1.box.count }) else { return false }
+        guard let largest = plan.pieces[task.pieces.indices].max(by: { $0.box.count < $1.box.count }) else {
+            return false
+        }
         let bytes = (plan.outputBytes(of: task) + plan.scaleBytes(of: task)) * Int(task.writes.count)
         let holders = holders(largest, parts)
         guard holders.count > 1, holders.contains(task.owner),
@@ -283,11 +288,13 @@ public struct Planner {
     }
 
     private mutating func holders(_ piece: PlanPiece, _ parts: [Target.Part]) -> [Int32] {
-        let ranks = shards.shards(of: parts[Int(piece.part)].source).first { $0.box.contains(piece.box) }?.ranks ?? []
+        let ranks =
+            shards.shards(of: parts[Int(piece.part)].source).first { $0.box.contains(piece.box) }?.ranks ?? []
         return plan.excluded.isEmpty ? ranks : ranks.filter { !plan.excluded.contains($0) }
     }
 
-    /// Gives each rank the order of its tasks: one for each receiver in turn, every rank beginning with another receiver, so that no
+    /// Gives each rank the order of its tasks: one for each receiver in turn, every rank beginning with another
+    /// receiver, so that no
     /// receiver gets from all at once.
     private mutating func order() {
         var byOwner: [[Int32]] = Array(repeating: [], count: trainers.worldSize)
@@ -303,7 +310,9 @@ public struct Planner {
             keyed.reserveCapacity(byOwner[rank].count)
             for (position, receiver) in receivers.enumerated() {
                 let turn = (position + receivers.count - rank % receivers.count) % receivers.count
-                for (round, task) in (buckets[receiver] ?? []).enumerated() { keyed.append((round, turn, task)) }
+                for (round, task) in (buckets[receiver] ?? []).enumerated() {
+                    keyed.append((round, turn, task))
+                }
             }
             keyed.sort { ($0.round, $0.turn) < ($1.round, $1.turn) }
             plan.sequences[rank] = keyed.map { .task($0.task) }

@@ -42,14 +42,16 @@ extension Prediction {
             for span in Self.joined(spans[rank] ?? [], gap: seconds / 2000) {
                 let y = top + lane * Double(Stage.allCases.firstIndex(of: span.stage) ?? 0)
                 text += "<rect x=\"\(Self.short(left + span.begin * scale))\" y=\"\(Self.short(y))\" "
-                text += "width=\"\(Self.short(max(0.3, (span.end - span.begin) * scale)))\" height=\"\(lane - 1)\" "
+                text +=
+                    "width=\"\(Self.short(max(0.3, (span.end - span.begin) * scale)))\" height=\"\(lane - 1)\" "
                 text += "fill=\"\(Self.colour(span.stage))\"/>\n"
             }
         }
         let bottom = 60 + height * Double(ranks.count)
         for tick in 0...10 {
             let milliseconds = (seconds * 100 * Double(tick)).rounded()
-            text += "<text x=\"\(left + Double(tick) * width / 10 - 10)\" y=\"\(bottom)\">\(Int(milliseconds)) ms</text>"
+            text +=
+                "<text x=\"\(left + Double(tick) * width / 10 - 10)\" y=\"\(bottom)\">\(Int(milliseconds)) ms</text>"
         }
         return text + "</svg>\n"
     }

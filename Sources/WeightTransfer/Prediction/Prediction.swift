@@ -2,8 +2,10 @@ internal import TransferCore
 
 /// How long a plan takes, and what each rank does meanwhile, by a cost model.
 ///
-/// Trainer ranks go through their steps. With full tensors one thread does everything and only the network works beside it, as in the
-/// paper's breakdown; direct plans run as a pipeline of loading, preparing, submitting and writing. NICs carry what they are given in
+/// Trainer ranks go through their steps. With full tensors one thread does everything and only the network works
+/// beside it, as in the
+/// paper's breakdown; direct plans run as a pipeline of loading, preparing, submitting and writing. NICs carry what
+/// they are given in
 /// order, on both sides; a receiver takes from several senders at a time, as fast as its NIC can.
 public struct Prediction: Hashable, Sendable {
     /// What time is spent on.
@@ -112,7 +114,11 @@ private struct Predictor {
             switch steps[position[Int(rank)]] {
             case .gather(let gather): join(gather, rank)
             case .task(let index):
-                if plan.policy == .direct { pipelined(plan.tasks[Int(index)]) } else { serial(plan.tasks[Int(index)]) }
+                if plan.policy == .direct {
+                    pipelined(plan.tasks[Int(index)])
+                } else {
+                    serial(plan.tasks[Int(index)])
+                }
                 advance(rank)
             }
         }
@@ -167,7 +173,9 @@ private struct Predictor {
         var now = host[rank]
         let input = Double(plan.inputBytes(of: task))
         if task.preparation.contains(.fuse) { now = spend(.fuse, rank, now, input / model.fuseRate) }
-        if task.preparation.contains(.quantise) { now = spend(.quantise, rank, now, input / model.quantiseRate) }
+        if task.preparation.contains(.quantise) {
+            now = spend(.quantise, rank, now, input / model.quantiseRate)
+        }
         host[rank] = now
         write(task, from: now)
     }
@@ -198,7 +206,9 @@ private struct Predictor {
         if !task.preparation.subtracting(.gather).isEmpty {
             var now = max(device[rank], ready)
             if task.preparation.contains(.fuse) { now = spend(.fuse, rank, now, input / model.fuseRate) }
-            if task.preparation.contains(.quantise) { now = spend(.quantise, rank, now, input / model.quantiseRate) }
+            if task.preparation.contains(.quantise) {
+                now = spend(.quantise, rank, now, input / model.quantiseRate)
+            }
             device[rank] = now
             ready = now
         }
