@@ -9,11 +9,13 @@ import TransferEngine
     private func engine(_ name: String) throws -> TransferEngine {
         try TransferEngine(
             Configuration(
-                name: name, nics: [.sharedMemory(SharedMemoryOptions(callerMemory: .bounce))], progress: .manual))
+                name: name, nics: [.sharedMemory(SharedMemoryOptions(callerMemory: .bounce))],
+                progress: .manual))
     }
 
     /// Writes into the survivor's memory through a ring, is written to, says something, and is closed or let go.
-    private func meet(_ survivor: TransferEngine, _ target: MemoryRegion, round: UInt32, isKept: Bool) throws {
+    private func meet(_ survivor: TransferEngine, _ target: MemoryRegion, round: UInt32, isKept: Bool) throws
+    {
         let visitor = try engine("visitor")
         defer { visitor.close() }
         let own = try visitor.allocate(byteCount: 4096)
@@ -37,7 +39,7 @@ import TransferEngine
         }
     }
 
-    /// Rings among the mappings of this process, and what is mapped of pages.
+    /// Mappings of this process that have a name.
     private func mappings(of name: String) -> Int {
         guard let file = fopen("/proc/self/maps", "r") else { return 0 }
         defer { fclose(file) }
