@@ -31,7 +31,7 @@ let package = Package(
         .library(name: "transferengine", type: .dynamic, targets: ["TransferEngineC"]),
         .library(name: "ExpertParallel", targets: ["ExpertParallel"]),
         .library(name: "KVCacheTransfer", targets: ["KVCacheTransfer"]),
-        .library(name: "TransferDirectory", targets: ["TransferDirectory", "EtcdDirectory"]),
+        .library(name: "TransferDirectory", targets: ["TransferDirectory"]),
         .library(name: "WeightTransfer", targets: ["WeightTransfer"]),
         .executable(name: "te", targets: ["te"]),
     ],
@@ -93,9 +93,6 @@ let package = Package(
         .target(name: "KVCacheTransfer", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
         .target(name: "TransferDirectory", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
         .target(
-            name: "EtcdDirectory", dependencies: ["TransferDirectory", "TransferEngine"],
-            swiftSettings: strict),
-        .target(
             name: "WeightTransfer", dependencies: ["TransferEngine", "TransferCore"],
             swiftSettings: hot + safe),
         .target(
@@ -153,7 +150,7 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "TransferDirectoryTests",
-            dependencies: ["TransferDirectory", "EtcdDirectory", "TransferEngine"],
+            dependencies: ["TransferDirectory", "TransferEngine"],
             swiftSettings: strict),
         .testTarget(
             name: "WeightTransferTests",

@@ -33,6 +33,7 @@ public final class SharedMemoryDomain: FabricDomain {
         var peerCount = 0
         var incoming: [IncomingRing] = []
         var knownChanges = 0
+        var hasEndedRings = false
         /// Entries below `peerCount` that nobody uses.
         var freePeers: [Int] = []
         /// Contexts of what was in the rings of peers that were let go.
@@ -216,6 +217,16 @@ public final class SharedMemoryDomain: FabricDomain {
         return count
     }
 
+    /// Messages of the last poll have been read: a ring whose writer has gone and that holds none of them can go.
+    private func letEndedRingsGo() {
+        state.value.incoming.removeAll { ring in
+            guard ring.hasEnded, ring.isEmpty else { return false }
+            ring.mapping.unmap()
+            return true
+        }
+        state.value.hasEndedRings = state.value.incoming.contains { $0.hasEnded }
+    }
+
     private func giveUpOrphans(_ completions: UnsafeMutableBufferPointer<Completion>, _ count: inout Int) {
         while count < completions.count, let context = state.value.orphans.popLast() {
             unsafe completions[count] = Completion(context: context, count: 1, status: .peerLost)
@@ -232,23 +243,18 @@ public final class SharedMemoryDomain: FabricDomain {
         if changes != state.value.knownChanges {
             state.value.knownChanges = changes
             let (new, ended) = host.takeRingChanges()
+            if !ended.isEmpty { state.value.hasEndedRings = true }
             for mapping in new { state.value.incoming.append(IncomingRing(mapping)) }
             for index in state.value.incoming.indices
             where ended.contains(UInt(bitPattern: unsafe state.value.incoming[index].mapping.base)) {
                 state.value.incoming[index].hasEnded = true
             }
         }
-        // Messages of the last poll have been read: a ring that holds none of them can go.
-        state.value.incoming.removeAll { ring in
-            guard ring.hasEnded, ring.isEmpty else { return false }
-            ring.mapping.unmap()
-            return true
-        }
-        var isEmpty = true
+        if state.value.hasEndedRings { letEndedRingsGo() }
+        var isEmpty = !state.value.hasEndedRings
         for index in state.value.incoming.indices {
             unsafe state.value.incoming[index].drain(into: completions, &count, page: host.page)
-            let ring = state.value.incoming[index]
-            isEmpty = isEmpty && ring.isEmpty && !ring.hasEnded
+            isEmpty = isEmpty && state.value.incoming[index].isEmpty
         }
         // With everything drained the doorbell decides again; otherwise the next poll goes on.
         state.value.seenDoorbell = isEmpty ? doorbell : .max

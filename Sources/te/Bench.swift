@@ -46,8 +46,8 @@ struct PointToPoint: ParsableCommand {
     var traceEvents = 8192
     @Flag(
         help: """
-            the NIC is software and needs the processors, too: no side is pinned to one, and the target sleeps \
-            while nothing arrives
+            the NIC is software and needs the processors, too: no side is pinned to one, and the target \
+            sleeps while nothing arrives
             """)
     var softNic = false
     @Flag(help: "one JSON object per line")

@@ -63,8 +63,7 @@ enum Rules {
     private static let internalByDefault: Set<String> = ["LibfabricProvider", "SimulatedProvider"]
 
     static let foundationStaysAbove: Rule = { file in
-        // EtcdDirectory for its HTTP client; nothing else has to link it.
-        guard let module = file.module, module != "te", module != "EtcdDirectory" else { return [] }
+        guard let module = file.module, module != "te" else { return [] }
         return imports(file).filter { $0.name.hasPrefix("Foundation") }.map { line, _, _ in
             "\(file.place(line)) imports Foundation below te; it costs megabytes, use Glibc or write it"
         }
@@ -96,7 +95,6 @@ enum Rules {
         "KVCacheTransfer": ["TransferEngine"],
         "WeightTransfer": ["TransferCore", "TransferEngine"],
         "TransferDirectory": ["TransferEngine"],
-        "EtcdDirectory": ["TransferDirectory", "TransferEngine"],
         "Simulation": [
             "TransferCore", "SimulatedProvider", "TransferEngine", "KVCacheTransfer", "WeightTransfer",
             "ExpertParallel",
@@ -204,7 +202,7 @@ enum Rules {
 
     /// How many `unsafe` marks a module may have: lower it when some go, think twice before raising it.
     static let unsafeBudget = [
-        "TransferCore": 75, "Platform": 25, "SimulatedProvider": 30, "SharedMemoryProvider": 75,
+        "TransferCore": 75, "Platform": 25, "SimulatedProvider": 30, "SharedMemoryProvider": 80,
         "TransferEngine": 84,
     ]
 

@@ -1,4 +1,3 @@
-import EtcdDirectory
 import Foundation
 import Testing
 import TransferDirectory
@@ -82,68 +81,5 @@ import TransferEngine
         }
         #expect(seen.map(\.joined.count) == [1, 0])
         #expect(seen.map(\.left.count) == [0, 1])
-    }
-
-    static let etcd = ["/usr/bin/etcd", "/usr/local/bin/etcd"].first {
-        FileManager.default.isExecutableFile(atPath: $0)
-    }
-
-    private func start(_ program: String, _ folder: String, _ port: Int) throws -> Process {
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: program)
-        process.arguments = [
-            "--data-dir", folder, "--listen-client-urls", "http://127.0.0.1:\(port)",
-            "--advertise-client-urls",
-            "http://127.0.0.1:\(port)", "--listen-peer-urls", "http://127.0.0.1:\(port + 1)",
-            "--initial-advertise-peer-urls", "http://127.0.0.1:\(port + 1)", "--initial-cluster",
-            "default=http://127.0.0.1:\(port + 1)",
-        ]
-        process.standardOutput = FileHandle.nullDevice
-        process.standardError = FileHandle.nullDevice
-        try process.run()
-        return process
-    }
-
-    private func until(_ condition: () async -> Bool) async throws {
-        for _ in 0..<300 {
-            if await condition() { return }
-            try await Task.sleep(for: .milliseconds(100))
-        }
-        Issue.record("waited in vain")
-    }
-
-    @Test(.enabled(if: etcd != nil, "etcd-server is not installed"), .timeLimit(.minutes(2)))
-    func etcdKeepsEntriesAndMayBeLost() async throws {
-        let program = try #require(Self.etcd)
-        let (folder, port) = (
-            try folder(), 23_790 + Int(ProcessInfo.processInfo.processIdentifier % 1000) * 2
-        )
-        defer { try? FileManager.default.removeItem(atPath: folder) }
-        let directory = EtcdDirectory(endpoint: "http://127.0.0.1:\(port)", leaseSeconds: 2)
-        await #expect(throws: TransferError.self) { try await directory.entries() }
-        var server = try start(program, folder + "/1", port)
-        defer { server.terminate() }
-        try await until { (try? await directory.entries()) != nil }
-        try await check(directory)
-
-        // One that ends disappears, one that lives stays.
-        var other: EtcdDirectory? = EtcdDirectory(endpoint: "http://127.0.0.1:\(port)", leaseSeconds: 2)
-        try await other?.announce(entry("mortal"))
-        try await directory.announce(entry("a"))
-        #expect(try await directory.entries().count == 2)
-        other = nil
-        try await until { (try? await directory.entries()) == [entry("a")] }
-
-        // etcd is lost, and another one comes, which knows nothing.
-        server.terminate()
-        server.waitUntilExit()
-        await #expect(throws: TransferError.self) { try await directory.entries() }
-        server = try start(program, folder + "/2", port)
-        try await until { (try? await directory.entries()) == [entry("a")] }
-        try await directory.withdraw("a")
-    }
-
-    @Test(.enabled(if: etcd == nil, "etcd-server is installed")) func etcdWasNotTested() {
-        #expect(Self.etcd == nil)
     }
 }
