@@ -103,7 +103,7 @@ final class TrainerRun {
     func close() {
         try? engine.deregister(staging)
         try? engine.end(lease, isQuiet: true)
-        for target in targets.values { try? engine.detach(target.memory) }
+        for (_, target) in targets.sorted(by: { $0.key < $1.key }) { try? engine.detach(target.memory) }
         targets = [:]
     }
 

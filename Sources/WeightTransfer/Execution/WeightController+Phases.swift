@@ -183,8 +183,8 @@ extension WeightController {
 
     private func abort() {
         let message = message(.abort)
-        for rank in working { send(message, to: trainers[rank]) }
-        for rank in participants { send(message, to: receivers[rank]) }
+        for rank in working.sorted() { send(message, to: trainers[rank]) }
+        for rank in participants.sorted() { send(message, to: receivers[rank]) }
     }
 
     /// All receivers are prepared: from here on the version is decided.
@@ -205,7 +205,7 @@ extension WeightController {
             outcomes[self.version] = .committed
         }
         let finished = message(.finished, isTrainer: true)
-        for rank in working { send(finished, to: trainers[rank]) }
+        for rank in working.sorted() { send(finished, to: trainers[rank]) }
         notePhase()
         phase = .idle
         nextRepeat = endpoint.now
