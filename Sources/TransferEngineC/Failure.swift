@@ -72,6 +72,10 @@ extension TransferError.Code {
             case .unavailable: TE_EUNAVAILABLE
             case .closed: TE_ECLOSED
             case .digestMismatch: TE_EDIGEST
+            case .unauthenticated: TE_EUNAUTHENTICATED
+            case .forged: TE_EFORGED
+            case .replayed: TE_EREPLAYED
+            case .expired: TE_EEXPIRED
             default: TE_EPROVIDER
             }
         return Int32(number)
@@ -106,6 +110,10 @@ private let statuses: [(code: Int, name: StaticString, remedy: StaticString)] = 
     (TE_EBADHANDLE, "TE_EBADHANDLE", "Use handles of this engine that have not been released."),
     (TE_EBUSY, "TE_EBUSY", "Wait for the transfers that use it, or cancel them."),
     (TE_ETIMEDOUT, "TE_ETIMEDOUT", "Wait again, or cancel."),
+    (TE_EUNAUTHENTICATED, "TE_EUNAUTHENTICATED", "Give the other engine the cluster's key, too."),
+    (TE_EFORGED, "TE_EFORGED", "Ask the owner for the descriptor again, and give both engines the same key."),
+    (TE_EREPLAYED, "TE_EREPLAYED", "Nothing to do: it was taken once."),
+    (TE_EEXPIRED, "TE_EEXPIRED", "Ask the owner for a new descriptor, and compare the clocks of both hosts."),
     (TE_EUNPROVEN, "TE_EUNPROVEN", "Have the target's owner revoke the region before its memory is reused."),
     (
         TE_EWRONGTHREAD, "TE_EWRONGTHREAD",

@@ -24,7 +24,7 @@ int main(void) {
   CHECK(config.size == sizeof config && config.spin_ns == -1 && config.processor == -1 && config.timeout_ns == 0);
   te_nic nic = TE_NIC_INIT;
   CHECK(nic.size == sizeof nic && nic.gid_index == -1 && nic.kind == TE_NIC_SHARED_MEMORY && nic.subnet == NULL);
-  for (int32_t status = TE_EWRONGTHREAD; status <= TE_PENDING; status++) {
+  for (int32_t status = TE_EEXPIRED; status <= TE_PENDING; status++) {
     CHECK(strncmp(te_status_name(status), "TE_", 3) == 0);
     CHECK(te_status_remedy(status)[0] != 0);
   }

@@ -86,6 +86,10 @@ enum {
   TE_EBUSY = -18,               /**< In use by transfers that have not ended. */
   TE_ETIMEDOUT = -19,           /**< The time of this wait passed; what it waited for goes on. */
   TE_EUNPROVEN = -20,           /**< A receipt: bytes of the cancelled transfer may still land. */
+  TE_EUNAUTHENTICATED = -22,    /**< Not signed, and this engine has a cluster key. */
+  TE_EFORGED = -23,             /**< Not what its owner signed, or signed with another cluster key. */
+  TE_EREPLAYED = -24,           /**< A message that has been taken before. */
+  TE_EEXPIRED = -25,            /**< The descriptor's time is over. */
   TE_EWRONGTHREAD = -21         /**< Not from a callback, a second thread (manual progress), or a child process. */
 };
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = [
     "TransferError", "InvalidArgument", "OutOfRange", "MalformedDescriptor", "UnsupportedVersion", "AccessDenied",
     "StaleRegion", "BackPressure", "LimitReached", "Unreachable", "PeerLost", "ProviderFailed", "Stalled", "Cancelled",
-    "Unavailable", "Closed", "DigestMismatch", "BadHandle", "Busy", "TimedOut", "Unproven", "WrongThread",
+    "Unavailable", "Closed", "DigestMismatch", "Unauthenticated", "Forged", "Replayed",
+    "Expired", "BadHandle", "Busy", "TimedOut", "Unproven", "WrongThread",
 ]
 
 
@@ -119,6 +120,30 @@ class DigestMismatch(TransferError):
     """Data is not what the sender digested."""
 
     code = -16
+
+
+class Unauthenticated(TransferError):
+    """Something that is not signed, and this engine has a cluster key."""
+
+    code = -22
+
+
+class Forged(TransferError):
+    """Not what its owner signed, or signed with another cluster key."""
+
+    code = -23
+
+
+class Replayed(TransferError):
+    """A message that has been taken before."""
+
+    code = -24
+
+
+class Expired(TransferError):
+    """The descriptor's time is over."""
+
+    code = -25
 
 
 class BadHandle(TransferError, ValueError):
