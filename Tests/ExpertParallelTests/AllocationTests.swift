@@ -19,6 +19,8 @@ import TransferEngine
                 Int32.random(in: 0..<8, using: &$0)
             }
         }
+        // Batches point into the inputs.
+        defer { withExtendedLifetime(inputs) {} }
         let batches = inputs.map(\.batch)
         let sums = (0..<2).map { _ in UnsafeMutableRawPointer.allocate(byteCount: 32 * 64 * 2, alignment: 64)
         }
