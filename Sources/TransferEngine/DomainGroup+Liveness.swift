@@ -155,6 +155,8 @@ extension DomainGroup {
     /// Looks at everything that waits: asks the silent, gives up those who have not answered, tries failed links again.
     func tend() {
         let now = hot.value.now
+        if now &- hot.value.lastTend >= liveness.intervalNanoseconds { restartQuestions(now) }
+        hot.value.lastTend = now
         flushOutbox()
         for index in 0..<UInt32(hot.value.usedSlots) {
             if isPending(index) { doubt(&slots[index], now) }
@@ -168,6 +170,15 @@ extension DomainGroup {
             lose(peer)
         }
         hot.value.nextTend = now &+ liveness.lookNanoseconds
+    }
+
+    /// This process has not looked for an interval or more: it slept, was stopped, or waited for nobody. Answers may have come
+    /// and not been read, so that time is held against nobody.
+    private func restartQuestions(_ now: UInt64) {
+        for peer in links.peers.values where peer.askedSince != 0 { peer.askedSince = now }
+        for case let link? in links.all where link.askedSince != 0 {
+            link.askedSince = link.lastAlive >= link.askedSince ? 0 : now
+        }
     }
 
     /// When a look at links and peers can matter although nothing else happens; `.max` is never.

@@ -74,6 +74,8 @@ final class DomainGroup {
         var expiring: [(attachment: UInt32, generation: UInt32, at: UInt64)] = []
         /// When to look at links and peers again.
         var nextTend: UInt64 = 0
+        /// When they were looked at.
+        var lastTend: UInt64 = 0
         var sequence: UInt32 = 0
         var rounds: UInt64 = 0
         var isInProgress = false

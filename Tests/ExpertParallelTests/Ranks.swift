@@ -27,14 +27,16 @@ final class Ranks {
 
     init(
         _ transport: Transport, count: Int, seed: UInt64 = 1,
-        liveness: Liveness = Liveness(interval: .milliseconds(50))
+        liveness: Liveness? = nil
     ) throws {
         self.transport = transport
         let network = transport == .simulated ? SimulatedNetwork(seed: seed) : nil
         self.network = network
         for rank in 0..<count {
             var options = Configuration(name: "rank \(rank)", progress: .manual)
-            options.liveness = liveness
+            // A machine with much to do may leave this thread alone for some tens of milliseconds.
+            options.liveness =
+                liveness ?? Liveness(interval: .milliseconds(transport == .simulated ? 50 : 250))
             if let network {
                 engines.append(
                     try TransferEngine(

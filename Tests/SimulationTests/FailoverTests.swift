@@ -192,6 +192,26 @@ import TransferEngine
         #expect(intervals <= 3.3, "\(intervals) intervals")
     }
 
+    /// A process that was stopped does not hold its own silence against those who have answered meanwhile.
+    @Test func aPauseIsHeldAgainstNobody() throws {
+        let pair = try Pair(bytes: 4096, nics: 2)
+        defer { pair.close() }
+        let peer = try pair.a.connect(to: pair.b.address)
+        let wait = try pair.a.expect(9, count: 1, from: [peer])
+        // a has asked, and stops; b answers.
+        pair.run(until: 60_000_000) { false }
+        let end = pair.network.nowNanoseconds + 10_000_000_000
+        while pair.network.nowNanoseconds < end {
+            if pair.b.progress() { continue }
+            pair.network.run(until: pair.network.nowNanoseconds + 1_000_000)
+        }
+        // The first look comes before the answers are read.
+        _ = pair.a.tick()
+        #expect(pair.a.isPending(wait), "the peer lives")
+        pair.run(until: pair.network.nowNanoseconds + 1_000_000_000) { false }
+        #expect(pair.a.isPending(wait))
+    }
+
     /// A transfer in flight is quiet two round trips after its cancellation.
     @Test func cancellingTakesTwoRoundTrips() throws {
         let latency: UInt64 = 500_000
