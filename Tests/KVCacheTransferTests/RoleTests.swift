@@ -29,7 +29,8 @@ import TransferEngine
         }
 
         var word: Int { ranks[0].regions[0].byteCount - 4096 }
-        var tail: Int { ranks[0].regions[0].byteCount - 2048 }
+        var tail: Int { tail(0) }
+        func tail(_ rank: Int) -> Int { ranks[rank].regions[0].byteCount - 2048 }
 
         func close() { for rank in ranks { rank.engine.close() } }
     }
@@ -71,16 +72,16 @@ import TransferEngine
         }
 
         func request(
-            _ span: TokenSpan, _ pages: [UInt32], _ peer: KVPeer, tail: Bool = false, layerwise: Bool = false
-        )
-            -> KVRequestID
-        {
+            _ span: TokenSpan, _ pages: [UInt32], _ peer: KVPeer, tail: Bool = false, layerwise: Bool = false,
+            tailRank: Int = 0
+        ) -> KVRequestID {
             let events = events
             return decoder.request(
                 KVRequest(
                     span: span, tables: [PageTable(pages: pages)],
                     tail: tail
-                        ? KVMessage.Tail(rank: 0, region: 0, offset: target.tail, byteCount: 100) : nil,
+                        ? KVMessage.Tail(
+                            rank: tailRank, region: 0, offset: target.tail(tailRank), byteCount: 100) : nil,
                     input: [1, 2, 3], timeout: .seconds(20), isLayerwise: layerwise), from: peer
             ) { event in events.requests.withLock { $0.append(event) } }
         }
@@ -179,6 +180,25 @@ import TransferEngine
             setup.prefiller.computed(layers: UInt64(3 * (pass + 1)))
         }
         try await setup.until { setup.has(.ready) }
+    }
+
+    @Test(.timeLimit(.minutes(1)), arguments: [false, true])
+    func theTailReachesARankWithoutLayers(isLayerwise: Bool) async throws {
+        var staged = Self.layout
+        staged.stages = [0..<3, 3..<3]
+        let setup = try Setup(Self.layout, staged)
+        setup.fillSource()
+        let peer = try setup.decoder.connect(to: setup.prefiller.address)
+        _ = setup.request(TokenSpan(end: 8), [4], peer, tail: true, layerwise: isLayerwise, tailRank: 1)
+        try await setup.until { setup.job != nil }
+        let job = try #require(setup.job)
+        setup.accept(job, [1])
+        setup.prefiller.begin(forward: [KVChunk(job: job.id, tokens: 0..<8)])
+        setup.prefiller.computed(layers: 3)
+        setup.prefiller.writeTail(job.id, rank: 0, region: 0, offset: setup.source.tail)
+        try await setup.until { setup.has(.ready) }
+        let tail = setup.target.ranks[1].regions[0].bytes[setup.target.tail(1)...]
+        #expect(tail.prefix(100).elementsEqual(0..<100))
     }
 
     @Test(.timeLimit(.minutes(1))) func aMismatchIsRefusedWithTheField() async throws {

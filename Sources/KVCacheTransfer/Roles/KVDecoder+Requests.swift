@@ -123,7 +123,6 @@ extension KVDecoder {
                 DecoderEntry.Step(
                     count: mapping.count(request.span, targetRank: rank, layer: layer), layer: layer)
             } : [DecoderEntry.Step(count: mapping.count(request.span, targetRank: rank), layer: nil)]
-        if steps.isEmpty { steps = [DecoderEntry.Step(count: 0, layer: nil)] }
         if request.tail?.rank == rank {
             if request.isLayerwise {
                 steps.append(DecoderEntry.Step(count: 1, layer: nil))
@@ -131,6 +130,9 @@ extension KVDecoder {
                 steps[0].count += 1
             }
         }
+        // A stage without layers still has a step, which is over at once. The tail's would be the first: the prefiller counts
+        // layers only.
+        if steps.isEmpty { steps = [DecoderEntry.Step(count: 0, layer: nil)] }
         do throws(TransferError) {
             return DecoderEntry.RankWait(lease: try ranks[rank].engine.lease(steps.count), steps: steps)
         } catch { throw KVError(error) }

@@ -57,7 +57,7 @@ final class KVDecoding: @unchecked Sendable {
 /// One request, as the decoder's application sees it: tried again with another prefiller until it is there or time is up.
 final class KVRun: @unchecked Sendable {
     // SAFETY: a simulation has one thread.
-    enum State { case idle, waiting, ready, failed, cancelled, done }
+    enum State { case idle, waiting, ready, failed, cancelled, done, givenUp }
 
     unowned let world: KVWorld
     let decoding: KVDecoding
@@ -92,7 +92,7 @@ final class KVRun: @unchecked Sendable {
 
     func attempt() {
         guard !isOver, state != .cancelled, node.isAlive else { return }
-        guard world.network.nowNanoseconds < deadline else { return over(.failed) }
+        guard world.network.nowNanoseconds < deadline else { return over(.givenUp) }
         let index = prefiller ?? Int.random(in: 0..<world.prefilling.count, using: &world.random)
         guard let peer = decoding.peers[index], let room = node.take(tokens) else { return again() }
         rooms += 1
@@ -187,7 +187,7 @@ final class KVRun: @unchecked Sendable {
     private func over(_ end: State) {
         state = end
         if end == .done { world.outcome.completed += 1 }
-        if end == .failed {
+        if end == .givenUp {
             world.outcome.failed += 1
             if world.plan.faults.isEmpty {
                 world.violate("nothing goes wrong, and a request failed: \(request)")
@@ -197,9 +197,7 @@ final class KVRun: @unchecked Sendable {
     }
 
     private func finishIfQuiet() {
-        guard rooms == 0, state == .done || state == .cancelled || state == .failed && isLate else { return }
+        guard rooms == 0, state == .done || state == .cancelled || state == .givenUp else { return }
         isOver = true
     }
-
-    private var isLate: Bool { world.network.nowNanoseconds >= deadline }
 }
