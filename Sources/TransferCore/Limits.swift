@@ -33,6 +33,8 @@ public enum Limits {
     public static let targets = 4096
     /// Work requests handed to a provider in one call.
     public static let requestsPerPost = 256
+    /// Work requests that a transfer that was pushed back tries first; more follow when all of them were taken.
+    public static let requestsPerRetry = 8
     /// Completions taken from a provider in one call.
     public static let completionsPerPoll = 128
     /// Bytes of one NIC's address in a descriptor.

@@ -46,9 +46,12 @@ extension DomainGroup {
     /// Goes on with the slots that providers pushed back. Returns whether anything moved.
     func pumpReady() -> Bool {
         let before = hot.value.posted
+        defer { hot.value.batchLimit = Limits.requestsPerPost }
         for _ in 0..<hot.value.ready.count {
             let index = hot.value.ready.removeFirst()
             slots[index].isReady = false
+            // Many slots may wait for the same full NIC: each tries a few requests before it prepares more.
+            hot.value.batchLimit = Limits.requestsPerRetry
             if slots[index].kind == .send {
                 if !sendMessage(&slots[index], index) { makeReady(&slots[index], index) }
             } else {
@@ -189,6 +192,7 @@ extension DomainGroup {
             fail(&slot, result.status, result.detail, domain, peer: peer)
             return .failed
         }
+        hot.value.batchLimit = Limits.requestsPerPost
         return .posted
     }
 
@@ -330,7 +334,7 @@ extension DomainGroup {
     ) -> (count: Int, domain: Int) {
         var count = 0
         var domain = -1
-        while cursor.target < slot.passCount, count < Limits.requestsPerPost {
+        while cursor.target < slot.passCount, count < hot.value.batchLimit {
             let target = target(&slot, cursor.target)
             let isWhole = fill(&slot, index, target, attachments[target.attachment], &cursor, &count, &domain)
             guard isWhole else { break }
@@ -354,7 +358,7 @@ extension DomainGroup {
         _ attachment: borrowing Attachment, _ cursor: inout Cursor, _ count: inout Int, _ domain: inout Int
     ) -> Bool {
         let pieceCount = cut(&slot, target, attachment)
-        while cursor.piece < pieceCount, count < Limits.requestsPerPost {
+        while cursor.piece < pieceCount, count < hot.value.batchLimit {
             let piece = pieces[cursor.piece]
             let local = attachment.rails[piece.rail].local
             let limit = attachment.maximumWriteBytes
@@ -470,9 +474,10 @@ extension DomainGroup {
         let sources = slot.pages.sources
         let targets = slot.pages.targets
         let end = min(range.upperBound, sources.count)
+        let limit = hot.value.batchLimit
         var page = range.lowerBound
         var count = 0
-        while page < end, count < Limits.requestsPerPost {
+        while page < end, count < limit {
             let first = page
             page += 1
             if mergeLimit > 0 {
@@ -515,7 +520,7 @@ extension DomainGroup {
         let sources = slot.pages.sources
         let targets = slot.pages.targets
         var count = 0
-        while cursor.target < range.upperBound, count < Limits.requestsPerPost {
+        while cursor.target < range.upperBound, count < hot.value.batchLimit {
             guard let chunk = nextChunk(piece, limit, cursor.chunk, counts: counts, isSilent: isSilent) else {
                 cursor = Cursor(target: cursor.target + 1)
                 continue

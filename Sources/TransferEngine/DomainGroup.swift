@@ -84,6 +84,8 @@ final class DomainGroup {
         /// Slots below this have been used.
         var usedSlots = 0
         var posted: UInt64 = 0
+        /// Requests that the next batch may have.
+        var batchLimit = Limits.requestsPerPost
     }
 
     /// How far a slot has been posted.

@@ -129,4 +129,30 @@ import TransferEngine
         engine.progress()
         #expect(calls == 2)
     }
+
+    /// Much that waits for a full NIC costs a round little, and goes all at once when there is room again.
+    @Test func manyTransfersTryAFewRequestsEach() throws {
+        let (engine, nic, books, source, targets, _) = try engine(1)
+        defer { engine.close() }
+        var offered = 0
+        nic.onPost = {
+            offered += $0.count
+            return PostResult(accepted: 0, isComplete: false, status: .again)
+        }
+        let pages = [UInt32](0..<1000)
+        for _ in 0..<20 {
+            try pages.withUnsafeBufferPointer { list in
+                _ = try engine.write(
+                    pageBytes: 64, from: source, pages: Pages(list, stride: 64), to: targets[0],
+                    pages: Pages(list, stride: 128), immediate: 1)
+            }
+        }
+        offered = 0
+        engine.progress()
+        #expect(offered == 20 * Limits.requestsPerRetry)
+        nic.onPost = { books.post($0) }
+        engine.progress()
+        #expect(books.total == 20 * 1000)
+        #expect(books.calls <= 20 * (2 + 1000 / Limits.requestsPerPost))
+    }
 }
