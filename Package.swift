@@ -178,7 +178,9 @@ let package = Package(
             path: "Fuzz/Targets", swiftSettings: strict),
         .executableTarget(
             name: "verbs-host-cost",
-            dependencies: ["TransferCore", "CPlatform", "CVerbsStandIn", "CAllocationCounter", verbs],
+            dependencies: [
+                "TransferCore", "TransferEngine", "Platform", "CPlatform", "CVerbsStandIn", "CAllocationCounter", verbs,
+            ],
             path: "Tests/VerbsHostCost", exclude: ["run"], swiftSettings: safe),
         .target(name: "CVerbsStandIn", dependencies: ["CVerbs"], path: "Tests/CVerbsStandIn"),
         .testTarget(

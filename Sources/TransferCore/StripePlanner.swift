@@ -45,8 +45,12 @@ public struct StripePlanner: Sendable {
         length: Int, rails: Span<Rail>, sequence: UInt32,
         into pieces: borrowing Table<Piece>
     ) -> Int {
+        if rails.count == 1 {
+            pieces[0] = Piece(rail: 0, offset: 0, length: length, eighths: Eighths.whole)
+            return 1
+        }
         var unit = length
-        if length >= 2 * stripeBytes, rails.count > 1 {
+        if length >= 2 * stripeBytes {
             unit = length / stripeBytes >= rails.count ? Self.granule : stripeBytes
         }
         let units = unit == 0 ? 1 : (length + unit - 1) / unit

@@ -63,9 +63,13 @@ extension DomainGroup {
     private var backlog: [(EngineID, [UInt8])] = []
     private var handler: MessageHandler?
     private var isReady: (@Sendable () -> Bool)?
+    /// Whether there is anything to look at before a poll: read in every round, so free of exclusivity checks.
+    private let mayBeFull = Cell(false)
 
     /// With a full backlog, or a handler that is not ready, nothing more is polled: senders are pushed back.
-    var isFull: Bool {
+    var isFull: Bool { mayBeFull.value && isFullNow }
+
+    private var isFullNow: Bool {
         if let isReady { return !isReady() }
         return backlog.count > Limits.messageBacklog - Limits.completionsPerPoll
     }
@@ -75,12 +79,14 @@ extension DomainGroup {
             unsafe handler(bytes, sender)
         } else {
             backlog.append((sender, unsafe Array(bytes)))
+            mayBeFull.value = true
         }
     }
 
     func open(_ handler: MessageHandler?, while isReady: (@Sendable () -> Bool)? = nil) {
         unsafe self.handler = handler
         self.isReady = isReady
+        mayBeFull.value = isReady != nil || (unsafe handler == nil) && !backlog.isEmpty
         guard let handler = unsafe handler else { return }
         let early = backlog
         backlog = []

@@ -44,6 +44,9 @@
     @main struct HostCost {
         static func main() throws {
             let arguments = CommandLine.arguments.dropFirst().compactMap { Int($0) }
+            if CommandLine.arguments.dropFirst().first == "ping" {
+                return try EnginePing.run(rounds: arguments.first ?? 100)
+            }
             let batches = arguments.first ?? 100
             let arrivals = arguments.dropFirst().first ?? 0
             let posting: VerbsOptions.Posting = arguments.dropFirst(2).first == 1 ? .lists : .calls
