@@ -5,7 +5,7 @@ LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 PYTHON ?= python3
 LIBRARY := libtransferengine.so.0
-HEADER := Sources/CTransferEngine/include/transfer_engine.h
+HEADERS := Sources/CTransferEngine/include
 STAGE := .build/stage
 
 .PHONY: lib install test-c wheel test-python bench-python
@@ -19,10 +19,11 @@ lib: setup
 	ln -sf $(LIBRARY) .build/lib/libtransferengine.so
 
 install: lib
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)/transfer_engine
 	install -m 755 .build/lib/$(LIBRARY) $(DESTDIR)$(LIBDIR)/$(LIBRARY)
 	ln -sf $(LIBRARY) $(DESTDIR)$(LIBDIR)/libtransferengine.so
-	install -m 644 $(HEADER) $(DESTDIR)$(INCLUDEDIR)/transfer_engine.h
+	install -m 644 $(HEADERS)/transfer_engine.h $(DESTDIR)$(INCLUDEDIR)/transfer_engine.h
+	install -m 644 $(HEADERS)/transfer_engine/*.h $(DESTDIR)$(INCLUDEDIR)/transfer_engine/
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' \
 	  dev/transfer-engine.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/transfer-engine.pc
 
