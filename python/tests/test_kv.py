@@ -66,10 +66,13 @@ def sides():
 
 
 def wait_for(role, *kinds):
-    """The first event of a kind; others before it are dropped."""
+    """The first event of a kind; others before it are dropped, those behind it are kept."""
     deadline = time.monotonic() + 20
+    kept = vars(role).setdefault("kept", [])
     while time.monotonic() < deadline:
-        for event in role.poll(0.1):
+        kept += role.poll(0 if kept else 0.1)
+        while kept:
+            event = kept.pop(0)
             if event.kind in kinds:
                 return event
     raise AssertionError(f"no {kinds} within 20 s")
