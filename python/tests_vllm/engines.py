@@ -14,7 +14,7 @@ ENVIRONMENT = {
 }
 
 
-def _serve(pipe, name, model, transfer, options, environment):
+def _serve(pipe, name, model, transfer, options, environment, probe):
     os.setsid()  # so that the driver can end exactly this engine and what it starts
     os.environ.update(ENVIRONMENT)
     os.environ.update(environment)
@@ -25,8 +25,10 @@ def _serve(pipe, name, model, transfer, options, environment):
         llm = LLM(model=model, skip_tokenizer_init=True, enforce_eager=True, dtype="float32", block_size=BLOCK,
                   max_model_len=2048, kv_transfer_config=KVTransferConfig(**transfer) if transfer else None, **options)
         engine = llm.llm_engine
+        if probe:
+            probe(lambda value: pipe.send(("probe", value)))
         pipe.send(("up", None))
-        _loop(pipe, engine, SamplingParams)
+        _loop(pipe, llm, engine, SamplingParams)
         engine.engine_core.shutdown()
         pipe.send(("down", None))
     except BaseException:
@@ -34,7 +36,7 @@ def _serve(pipe, name, model, transfer, options, environment):
     os._exit(0)
 
 
-def _loop(pipe, engine, sampling):
+def _loop(pipe, llm, engine, sampling):
     first = {}
     while True:
         while pipe.poll(0 if engine.has_unfinished_requests() else 0.002):
@@ -46,6 +48,8 @@ def _loop(pipe, engine, sampling):
             elif kind == "free":
                 pool = engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
                 pipe.send(("free", pool.get_num_free_blocks()))
+            elif kind == "call":
+                pipe.send(("call", getattr(llm, request)(*rest)))
             elif kind == "reset":
                 pipe.send(("reset", engine.engine_core.engine_core.scheduler.reset_prefix_cache()))
             else:
@@ -61,19 +65,21 @@ def _loop(pipe, engine, sampling):
             if output.finished:
                 one = output.outputs[0]
                 pipe.send(("done", output.request_id, list(one.token_ids), output.kv_transfer_params, one.finish_reason,
-                           times[1] if times else None))
+                           times[1] if times else None, output.num_cached_tokens))
 
 
 class Engine:
-    """One of them, seen from the driver."""
+    """One of them, seen from the driver. `probe(report)`, if any, is called in its process before it is up."""
 
-    def __init__(self, name, model, transfer=None, environment=None, **options):
+    def __init__(self, name, model, transfer=None, environment=None, probe=None, **options):
         context = multiprocessing.get_context("spawn")
         self.name = name
         self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, name, model, transfer, options, environment or {}))
+        self._process = context.Process(target=_serve, args=(there, name, model, transfer, options, environment or {}, probe))
         self._process.start()
         self._done = {}
+        self.probed = []
+        """What the probe has reported."""
 
     def until_up(self, seconds=240):
         assert self._receive(seconds)[0] == "up"
@@ -85,6 +91,8 @@ class Engine:
         message = self._pipe.recv()
         if message[0] == "error":
             raise RuntimeError(f"{self.name}: {message[1]}")
+        if message[0] == "probe":
+            self.probed.append(message[1])
         return message
 
     def ask(self, request, tokens, count=16, params=None):
@@ -94,7 +102,7 @@ class Engine:
         self._pipe.send(("abort", request))
 
     def answer(self, request, seconds=120):
-        """(tokens, params, reason, seconds to the first token)"""
+        """(tokens, params, reason, seconds to the first token, tokens of the prompt that were not computed)"""
         deadline = time.monotonic() + seconds
         while request not in self._done:
             message = self._receive(max(0.01, deadline - time.monotonic()))
@@ -106,15 +114,20 @@ class Engine:
         self.ask(request, tokens, count, params)
         return self.answer(request, seconds)[0]
 
-    def look(self, what, seconds=60):
+    def call(self, method, *arguments, seconds=120):
+        """What a method of its LLM returns."""
+        return self.look("call", seconds, method, *arguments)
+
+    def look(self, what, seconds=60, *arguments):
         """Answers of "free" (blocks) and "reset" (of the prefix cache)."""
-        self._pipe.send((what, None))
+        self._pipe.send((what, *(arguments or (None,))))
         deadline = time.monotonic() + seconds
         while True:
             message = self._receive(max(0.01, deadline - time.monotonic()))
             if message[0] == what:
                 return message[1]
-            self._done[message[1]] = message[2:]
+            if message[0] == "done":
+                self._done[message[1]] = message[2:]
 
     def kill(self):
         """As a machine that fails: nothing is said to anybody."""

@@ -13,7 +13,7 @@ from .messages import Ask, Chunk, Offer, Progress, Step, prompt_digest
 
 __all__ = ["DecodeScheduler", "PrefillScheduler"]
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # so that vLLM's configuration holds for it
 
 
 def params_of(request: Any) -> Dict[str, Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DecodeWorker", "PrefillWorker"]
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # so that vLLM's configuration holds for it
 
 IDLE_WAIT = 0.001
 """Seconds that an empty step may wait for an event. vLLM steps for ever while it waits for caches; without the wait it would
