@@ -87,7 +87,7 @@ let package = Package(
                     "--gc-sections",
                     "-Xlinker",
                     "--version-script=\(Context.packageDirectory)/Sources/TransferEngineC/exports.map",
-                ])
+                ]),
             ]),
         .target(
             name: "ExpertParallel", dependencies: ["TransferEngine", "Platform", "CPlatform"],

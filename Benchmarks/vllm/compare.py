@@ -95,7 +95,7 @@ class Ours:
         self.prefill.ask(request, prompt, 1, {"do_remote_decode": True, "transfer_id": request})
         ttft, answer = first(self.decode, request, begin)
         prefill = self.prefill.answer(request)
-        if answer[4] != len(prompt) - 1:
+        if answer[4] < len(prompt) - 1:
             raise SystemExit(f"{answer[4]} of {len(prompt)} tokens were loaded")
         transfer = self.decode.probed[-1] - self.prefill.probed[-1]
         return dict(prefill=prefill[3], ttft=ttft, after=ttft - prefill[3], transfer=transfer, tokens=answer[0])

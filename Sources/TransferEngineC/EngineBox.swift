@@ -166,7 +166,8 @@ func refuseCallbacks() throws(Failure) {
                 throw Failure(TE_EBUSY, "a te_kv role stands on the engine; te_kv_close it first")
             }
             let isFirst = box.isClosing.compareExchange(
-                expected: false, desired: true, ordering: .acquiringAndReleasing  // pairs with the waits' loads
+                // pairs with the waits' loads
+                expected: false, desired: true, ordering: .acquiringAndReleasing
             ).exchanged
             guard isFirst else { throw Failure.badHandle(engine, .engine) }
             registry.settle(handle.slot, nil)

@@ -163,7 +163,8 @@ public func te_kv_drain(_ prefiller: te_kv_prefiller) -> Int32 {
 
 @c @implementation
 public func te_kv_load(
-    _ prefiller: te_kv_prefiller, _ jobs: UnsafeMutablePointer<UInt64>?, _ tokens: UnsafeMutablePointer<UInt64>?
+    _ prefiller: te_kv_prefiller, _ jobs: UnsafeMutablePointer<UInt64>?,
+    _ tokens: UnsafeMutablePointer<UInt64>?
 ) -> Int32 {
     callRole(prefiller, .prefiller) { role, _ throws(Failure) in
         let answer = Answer<(Int, Int)>()

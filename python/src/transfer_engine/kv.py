@@ -396,7 +396,7 @@ class Decoder(_Role[Request]):
     def _event(self, kind: int, code: int, tag: int, handle: int, layer: int, text: str) -> Optional[Event[Request]]:
         last = kind in (Kind.READY, Kind.PAGES_FREE)
         request = self._requests.pop(tag, None) if last else self._requests.get(tag)
-        return request and Event(Kind(kind), request, layer, _reason(code, text))
+        return Event(Kind(kind), request, layer, _reason(code, text)) if request else None
 
 
 class Prefiller(_Role[Job]):
@@ -440,7 +440,7 @@ class Prefiller(_Role[Job]):
         if kind == Kind.JOB:
             return Event(Kind.JOB, Job(self, handle))
         job = self._jobs.pop(tag, None) if kind == Kind.RELEASED else self._jobs.get(tag)
-        return job and Event(Kind(kind), job, 0, _reason(code, text))
+        return Event(Kind(kind), job, 0, _reason(code, text)) if job else None
 
 
 def _reason(code: int, text: str) -> Optional[Reason]:

@@ -163,7 +163,7 @@ class PrefillScheduler:
                 self._aborted.append(identity)
             else:
                 self._refused[pushed.transfer] = "the prefiller's request has ended"
-        elif transfer is not None and self._offers.pop(transfer, None):
+        elif transfer is not None and self._offers.pop(transfer, None) is not None:
             self._refused[transfer] = "the prefiller's request has ended"
         if not params_of(request).get("do_remote_decode"):
             return holds, None

@@ -71,9 +71,11 @@ class DecodeWorker:
         for event in self._decoder.poll(IDLE_WAIT if step.is_idle and self._waiting and not self._received else 0):
             request, prefiller, tokens, begin = self._waiting[event.subject]
             if event.kind is kv.Kind.FAILED:
-                logger.warning("Request %s was not loaded: %s", request, event.reason)
+                code = event.reason.code if event.reason else None
+                log = logger.info if code is kv.Code.CANCELLED else logger.warning
+                log("Request %s was not loaded: %s", request, event.reason)
                 self._failed.add(request)
-                if event.reason and event.reason.code is kv.Code.PEER_LOST:
+                if code is kv.Code.PEER_LOST:
                     self._forget(prefiller)
                 continue
             if event.kind is kv.Kind.READY:
@@ -88,6 +90,7 @@ class DecodeWorker:
         self._received = set()
 
     def _forget(self, prefiller: bytes) -> None:
+        """The next request connects anew: the prefiller may have come back at the same address."""
         peer = self._peers.pop(prefiller, None)
         if peer:
             peer.close()
