@@ -81,7 +81,7 @@ class Engine:
         self.probed = []
         """What the probe has reported."""
 
-    def until_up(self, seconds=240):
+    def until_up(self, seconds=600):
         assert self._receive(seconds)[0] == "up"
         return self
 
@@ -101,7 +101,7 @@ class Engine:
     def abort(self, request):
         self._pipe.send(("abort", request))
 
-    def answer(self, request, seconds=120):
+    def answer(self, request, seconds=300):
         """(tokens, params, reason, seconds to the first token, tokens of the prompt that were not computed)"""
         deadline = time.monotonic() + seconds
         while request not in self._done:
@@ -110,7 +110,7 @@ class Engine:
                 self._done[message[1]] = message[2:]
         return self._done.pop(request)
 
-    def tokens(self, request, tokens, count=16, params=None, seconds=120):
+    def tokens(self, request, tokens, count=16, params=None, seconds=300):
         self.ask(request, tokens, count, params)
         return self.answer(request, seconds)[0]
 
