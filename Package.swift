@@ -75,17 +75,19 @@ let package = Package(
         .target(
             name: "TransferEngineC",
             dependencies: [
-                "CTransferEngine", "TransferEngine", "SharedMemoryProvider", "Platform", "CPlatform",
-                libfabric, verbs,
+                "CTransferEngine", "TransferEngine", "KVCacheTransfer", "SharedMemoryProvider", "Platform",
+                "CPlatform", libfabric, verbs,
             ],
             exclude: ["exports.map"], swiftSettings: hot,
             linkerSettings: [
+                // Of the essentials of Foundation, which swift-crypto brings along and which do not name them by themselves.
+                .linkedLibrary("_FoundationCollections"), .linkedLibrary("_FoundationCShims"),
                 .unsafeFlags([
                     "-static-stdlib", "-Xlinker", "-soname=libtransferengine.so.0", "-Xlinker",
                     "--gc-sections",
                     "-Xlinker",
                     "--version-script=\(Context.packageDirectory)/Sources/TransferEngineC/exports.map",
-                ])
+                ]),
             ]),
         .target(
             name: "ExpertParallel", dependencies: ["TransferEngine", "Platform", "CPlatform"],

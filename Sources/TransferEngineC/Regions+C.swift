@@ -80,10 +80,14 @@ public func te_region_memory(
     _ region: te_region, _ memory: UnsafeMutablePointer<UnsafeMutableRawPointer?>?,
     _ byteCount: UnsafeMutablePointer<UInt64>?
 ) -> Int32 {
-    call(region, .region) { box, _ throws(Failure) in
+    call(region, .region) { box, handle throws(Failure) in
         let memory = try place(memory, "memory")
         let byteCount = try place(byteCount, "byte_count")
-        let found = try box.objects.withLock { objects throws(Failure) in try objects.region(region) }
+        // Also of one that is lent: a revocation leaves the memory where it is.
+        let found = try box.objects.withLock { objects throws(Failure) in
+            guard let found = objects.regions[handle] else { throw Failure.badHandle(region, .region) }
+            return found.memory
+        }
         memory.pointee = found.baseAddress
         byteCount.pointee = UInt64(found.byteCount)
         return Int32(TE_OK)

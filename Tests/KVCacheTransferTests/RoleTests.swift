@@ -201,6 +201,34 @@ import TransferEngine
         #expect(tail.prefix(100).elementsEqual(0..<100))
     }
 
+    @Test(.timeLimit(.minutes(1))) func aModelGetsItsPagesFromChunkToChunk() async throws {
+        let setup = try Setup()
+        setup.fillSource()
+        let peer = try setup.decoder.connect(to: setup.prefiller.address)
+        _ = setup.request(TokenSpan(end: 24), [5, 1, 9], peer)
+        try await setup.until { setup.job != nil }
+        let job = try #require(setup.job)
+        setup.accept(job, [2])
+        setup.prefiller.begin(forward: [KVChunk(job: job.id, tokens: 0..<8)])
+        setup.prefiller.computed(layers: 3)
+        setup.prefiller.extend(job.id, sources: [PageTable(pages: [2, 3, 7])])
+        setup.prefiller.begin(forward: [KVChunk(job: job.id, tokens: 8..<24)])
+        setup.prefiller.computed(layers: 6)
+        try await setup.until { setup.has(.ready) }
+        #expect(
+            setup.isEqual(layer: 2, 2, 5) && setup.isEqual(layer: 2, 3, 1) && setup.isEqual(layer: 2, 7, 9))
+        // Without its pages a job is stopped, and more pages after its end are no pages of anybody.
+        setup.events.requests.withLock { $0 = [] }
+        setup.events.jobs.withLock { $0 = [] }
+        _ = setup.request(TokenSpan(end: 24), [5, 1, 9], peer)
+        try await setup.until { setup.job != nil }
+        setup.accept(try #require(setup.job), [2])
+        setup.prefiller.begin(forward: [KVChunk(job: try #require(setup.job).id, tokens: 0..<24)])
+        try await setup.until { setup.has(.pagesFree) }
+        #expect(setup.failure?.code == .invalidLayout)
+        setup.prefiller.extend(try #require(setup.job).id, sources: [PageTable(pages: [2, 3, 7])])
+    }
+
     @Test(.timeLimit(.minutes(1))) func aMismatchIsRefusedWithTheField() async throws {
         var other = Self.layout
         other.model.elementType = "fp8_e4m3"

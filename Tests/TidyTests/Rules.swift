@@ -101,8 +101,8 @@ enum Rules {
         ],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "TransferEngineC": [
-            "CTransferEngine", "TransferEngine", "Platform", "CPlatform", "SharedMemoryProvider",
-            "LibfabricProvider", "VerbsProvider",
+            "CTransferEngine", "TransferEngine", "KVCacheTransfer", "Platform", "CPlatform",
+            "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider",
         ],
         "te": [
             "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation", "Platform",

@@ -506,7 +506,8 @@ PyMODINIT_FUNC PyInit__native(void) {
                         te_abi_version() >> 16, te_abi_version() & 0xFFFF, TE_ABI_MAJOR, TE_ABI_MINOR);
   PyObject *module = PyModule_Create(&definition);
   if (!module) return NULL;
-  if (PyModule_AddFunctions(module, te_py_operation_methods)) return NULL;
+  if (PyModule_AddFunctions(module, te_py_operation_methods) || PyModule_AddFunctions(module, te_py_kv_methods))
+    return NULL;
   PyObject *memory = te_py_make_memory_type(module), *batch = te_py_make_batch_type(module);
   if (!memory || !batch || PyModule_AddObjectRef(module, "Memory", memory) ||
       PyModule_AddObjectRef(module, "Batch", batch))

@@ -167,6 +167,11 @@ public final class KVDecoder: @unchecked Sendable {
         }
     }
 
+    /// Calls `body` with the regions of each rank as they are now: after a revocation they are new ones.
+    public func regions(_ body: @escaping @Sendable ([[MemoryRegion]]) -> Void) {
+        queue.run { [self] in body(ranks.map(\.regions)) }
+    }
+
     /// Looks at the time: heartbeats, deadlines, quarantine. Several times a heartbeat.
     /// - Parameter nowNanoseconds: Of a clock that never goes back.
     public func tick(nowNanoseconds: UInt64) {

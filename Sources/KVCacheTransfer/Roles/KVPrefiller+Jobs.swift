@@ -89,6 +89,15 @@ extension KVPrefiller {
         }
     }
 
+    /// The application has got more pages for a job.
+    func extend(_ number: UInt64, _ sources: [PageTable]) {
+        guard jobs[number]?.machine.isActive == true else { return }
+        jobs[number]?.sources = sources
+        do throws(KVError) { try layout.checkPages(sources, ranks.map(\.placement)) } catch {
+            apply(.stop(error), to: number)
+        }
+    }
+
     /// Lets the state machine decide, and does what it says.
     func apply(_ event: PrefillerRequest.Event, to number: UInt64) {
         guard var entry = jobs[number] else { return }

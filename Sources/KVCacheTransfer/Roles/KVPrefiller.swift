@@ -113,6 +113,11 @@ public final class KVPrefiller: @unchecked Sendable {
         queue.run { [self] in begin(job.number, sources, handler) }
     }
 
+    /// Tells which pages a job has by now, for a model that gets them from chunk to chunk: those of before and more.
+    public func extend(_ job: KVJob.ID, sources: [PageTable]) {
+        queue.run { [self] in extend(job.number, sources) }
+    }
+
     /// Does not take a job on; its decoder is told why.
     public func refuse(_ job: KVJob.ID, _ reason: KVError) {
         queue.run { [self] in apply(.stop(reason), to: job.number) }
@@ -163,6 +168,11 @@ public final class KVPrefiller: @unchecked Sendable {
     /// Calls `body` with the number of jobs and the tokens that they have left.
     public func status(_ body: @escaping @Sendable (_ jobs: Int, _ tokens: Int) -> Void) {
         queue.run { [self] in body(jobs.count + quarantine.count, load) }
+    }
+
+    /// Calls `body` with the regions of each rank as they are now: after a revocation they are new ones.
+    public func regions(_ body: @escaping @Sendable ([[MemoryRegion]]) -> Void) {
+        queue.run { [self] in body(ranks.map(\.regions)) }
     }
 
     /// Looks at the time: heartbeats, lost decoders. Several times a heartbeat.

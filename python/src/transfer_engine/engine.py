@@ -89,6 +89,8 @@ class Engine(Operations):
         self._file = -1
         self._message_events = 0
         self._message_waiters: List["asyncio.Future[None]"] = []
+        # Prefillers and decoders that stand on it.
+        self._roles: "weakref.WeakSet[Any]" = weakref.WeakSet()
         _open_engines.add(self)
 
     # Life
@@ -103,6 +105,8 @@ class Engine(Operations):
         exports = sum(region._exports for region in self._regions)
         if exports:
             raise BufferError(f"{exports} views of the engine's memory exist; drop the arrays first")
+        for role in list(self._roles):
+            role.close()
         for loop in list(self._loops):
             self._leave(loop)
         handle, self._handle = self._handle, 0

@@ -1,0 +1,164 @@
+"""The halves in the scheduler, without engines: what they hold back, what they announce, and which blocks have to stay."""
+import base64
+from types import SimpleNamespace
+
+import pytest
+
+from transfer_engine.vllm.connector import Options
+from transfer_engine.vllm.messages import Offer, Progress, Step, pack_input, prompt_digest, unpack_input
+from transfer_engine.vllm.scheduler import DecodeScheduler, PrefillScheduler
+
+BLOCK = 32
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def request(name, tokens, **params):
+    return SimpleNamespace(request_id=name, prompt_token_ids=list(range(tokens)), num_prompt_tokens=tokens,
+                           kv_transfer_params=params or None)
+
+
+def remote(name, tokens, transfer="t"):
+    return request(name, tokens, do_remote_decode=True, transfer_id=transfer)
+
+
+def output(new=(), cached=(), preempted=()):
+    """New and cached are (request, blocks, computed, scheduled)."""
+    return SimpleNamespace(
+        preempted_req_ids=set(preempted), num_scheduled_tokens={one[0]: one[3] for one in (*new, *cached)},
+        scheduled_new_reqs=[SimpleNamespace(req_id=name, block_ids=(blocks,), num_computed_tokens=computed)
+                            for name, blocks, computed, _ in new],
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=[one[0] for one in cached], resumed_req_ids=set(),
+            new_block_ids=[(one[1],) if one[1] else None for one in cached],
+            num_computed_tokens=[one[2] for one in cached]))
+
+
+@pytest.fixture
+def prefill():
+    scheduler = PrefillScheduler(BLOCK, patience=10, checks_prompts=True, clock=Clock())
+    scheduler.address = b"where"
+    return scheduler
+
+
+def offer(prefill, tokens, transfer="t"):
+    end = -(-tokens // BLOCK) * BLOCK
+    prefill.heard(Progress({transfer: Offer(prompt_digest(list(range(tokens))), end)}))
+
+
+def build(prefill, *arguments, **options):
+    step = Step()
+    prefill.build(step, output(*arguments, **options))
+    return step
+
+
+def test_a_request_waits_for_its_decoder_but_not_for_ever(prefill):
+    one = remote("r", 40)
+    assert not prefill.may_begin(one)
+    prefill._clock.now += 9
+    assert not prefill.may_begin(one)
+    prefill._clock.now += 1
+    assert prefill.may_begin(one)
+    prefill.allocated(one)
+    assert build(prefill, [("r", [1, 2], 0, 40)]).chunks == []
+    assert prefill.finished(one, False) == (False, {"prefiller": base64.b64encode(b"where").decode()})
+    assert prefill.may_begin(request("local", 40))
+
+
+def test_chunks_follow_each_other_and_the_last_one_fills_its_block(prefill):
+    one = remote("r", 100)
+    offer(prefill, 100)
+    assert prefill.may_begin(one)
+    prefill.allocated(one)
+    first = build(prefill, [("r", [7, 8], 32, 32)]).chunks[0]  # 32 were in the cache: they go as well
+    assert (first.begin, first.end, first.blocks) == (0, 64, [7, 8])
+    second = build(prefill, cached=[("r", [9, 4], 64, 36)]).chunks[0]
+    assert (second.begin, second.end, second.blocks) == (64, 128, [7, 8, 9, 4])
+    assert build(prefill, cached=[("r", None, 100, 1)]).chunks == []  # generates
+    assert prefill.finished(one, False)[0] is True
+    assert build(prefill).aborted == []
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_an_abort_holds_blocks_only_when_the_worker_knows_of_them(prefill, announced):
+    one = remote("r", 100)
+    offer(prefill, 100)
+    prefill.allocated(one)
+    if announced:
+        build(prefill, [("r", [7, 8], 0, 64)])
+    assert prefill.finished(one, True)[0] is announced
+    step = build(prefill)
+    assert (step.aborted, bool(step.refused)) == ((["r"], False) if announced else ([], True))
+    assert build(prefill).aborted == []
+
+
+def test_an_abort_before_the_beginning_refuses_the_decoder(prefill):
+    offer(prefill, 100)
+    assert prefill.finished(remote("r", 100), True)[0] is False
+    assert "ended" in build(prefill).refused["t"]
+
+
+def test_preempted_blocks_are_given_up_and_the_request_begins_again_by_itself(prefill):
+    one = remote("r", 100)
+    offer(prefill, 100)
+    prefill.allocated(one)
+    build(prefill, [("r", [7, 8], 0, 64)])
+    assert build(prefill, preempted=["r", "other"]).preempted == ["r"]
+    assert prefill.may_begin(one)
+    prefill.allocated(one)
+    assert build(prefill, [("r", [1, 2, 3, 4], 0, 100)]).chunks == []
+    assert prefill.finished(one, False)[0] is False
+
+
+def test_another_prompt_is_refused(prefill):
+    offer(prefill, 100)
+    prefill.allocated(request("r", 100, do_remote_decode=True, transfer_id="t"))
+    assert not build(prefill).refused
+    prefill.heard(Progress({"u": Offer(b"x" * 16, 128)}))
+    prefill.allocated(remote("s", 100, "u"))
+    assert "prompt" in build(prefill).refused["u"]
+    offer(prefill, 60, "v")
+    prefill._checks_prompts = False
+    prefill.allocated(remote("w", 100, "v"))
+    assert "64 tokens" in build(prefill).refused["v"]
+
+
+def test_what_is_withdrawn_is_waited_for_again(prefill):
+    offer(prefill, 40)
+    prefill.heard(Progress({}, {"t"}))
+    assert not prefill.may_begin(remote("r", 40))
+
+
+def test_a_decoder_asks_once_for_what_it_has_not():
+    decode = DecodeScheduler(BLOCK)
+    one = request("r", 100, do_remote_prefill=True, transfer_id="t", prefiller=base64.b64encode(b"where").decode())
+    assert decode.matched_tokens(request("local", 100), 0) == (0, False)
+    assert decode.matched_tokens(one, 32) == (68, True)
+    assert decode.matched_tokens(one, 32) == (68, True)  # asking changes nothing
+    decode.allocated(one, [5, 6, 7, 8, 9], 68)
+    decode.allocated(one, [5, 6, 7, 8, 9], 0)
+    assert decode.matched_tokens(one, 0) == (0, False)  # after a failure it is computed here
+    step = Step()
+    decode.build(step)
+    ask = step.asks["r"]
+    assert (ask.cached, ask.end, ask.blocks, ask.prefiller) == (32, 128, [5, 6, 7, 8], b"where")
+    decode.finished(one)
+    decode.finished(request("local", 3))
+    step = Step()
+    decode.build(step)
+    assert step.cancelled == ["r"] and not step.asks
+
+
+def test_inputs_and_options_that_are_none():
+    assert unpack_input(pack_input("té", b"d" * 16)) == ("té", b"d" * 16)
+    for data in (b"", b"TEV1", b"x" * 40):
+        with pytest.raises(ValueError):
+            unpack_input(data)
+    assert Options.of({"nics": ["shm", "tcp:lo"]}).nics == ("shm", "tcp:lo")
+    with pytest.raises(ValueError, match="hearbeat"):
+        Options.of({"hearbeat": 1})
