@@ -20,7 +20,7 @@ import TransferEngine
             ranks = try (0..<layout.rankCount).map { rank in
                 let engine = try TransferEngine(Configuration(name: "\(name) \(rank)"))
                 let placement = KVPlacement.contiguous(layout, rank: rank, pageCount: RoleTests.pageCount)
-                let bytes = placement.regionBytes(layout, rank: rank)[0]
+                let bytes = placement.regionBytes(layout, rank: rank).first ?? 0
                 // The pages, then a word for the model and a place for the tail.
                 return KVRank(
                     engine: engine, regions: [try engine.allocate(byteCount: bytes + 4096)],
