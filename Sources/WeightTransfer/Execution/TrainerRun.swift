@@ -166,7 +166,7 @@ final class TrainerRun {
             if let error = failure(of: task) {
                 reason = "task \(task.number), \(plan.target(of: done).name): \(error)"
             } else if let record = task.record {
-                trainer.delivered[.init(target: done.target, box: done.box)] = record
+                trainer.delivered[TaskName(done)] = record
             }
         }
         active = left
@@ -258,7 +258,7 @@ final class TrainerRun {
 
     /// What is known of a task that need not be written: it was in an earlier attempt, or its source has not changed.
     private func known(_ task: PlanTask) -> (mode: ArrivalEntry.Mode, record: WeightTrainer.ArrivalRecord)? {
-        let key = WeightTrainer.TaskKey(target: task.target, box: task.box)
+        let key = TaskName(task)
         let engines = Set(
             plan.writes[task.writes.indices].compactMap { targets[$0.rank]?.memory.engine.rawValue })
         if let record = trainer.delivered[key], record.isWritten, engines.isSubset(of: record.receivers) {

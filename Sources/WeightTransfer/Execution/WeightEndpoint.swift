@@ -16,6 +16,8 @@ public final class WeightEndpoint {
     var term: UInt32 = 0
     /// Nanoseconds, of the last `poll`.
     private(set) var now: UInt64 = 0
+    /// For tests: messages that this process never gets.
+    var isLost: ((WeightMessage) -> Bool)?
     private let mailbox = Mailbox()
     private var peers: [EngineID: Peer] = [:]
     private var nextJoin: UInt64 = 0
@@ -46,7 +48,7 @@ public final class WeightEndpoint {
             defer { messages = [] }
             return messages
         }
-        for message in messages { dispatch(message) }
+        for message in messages where isLost?(message) != true { dispatch(message) }
         if now >= nextJoin {
             nextJoin = now + Self.joinInterval
             trainer?.join()
@@ -63,7 +65,8 @@ public final class WeightEndpoint {
         switch message.kind {
         case .join, .opened, .trained, .prepared, .committed: controller?.handle(message)
         case .pull: trainer?.handle(message)
-        case .peer, .target, .start, .finished, .open, .verify, .commit, .rollback, .abort:
+        case .peer, .target, .start, .finished, .open, .verify, .commit, .recall, .rollback,
+            .abort:
             guard message.term >= term else { return }
             term = message.term
             if message.kind == .abort || message.isTrainer { trainer?.handle(message) }
