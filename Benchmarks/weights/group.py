@@ -14,13 +14,14 @@ import time
 
 import numpy
 
-TRAINERS, RECEIVERS, LAYERS, WIDTH = 2, 2, 8, 4096
+TRAINERS, RECEIVERS, WIDTH = 2, 2, 4096
 
 
 def matrices(mebibytes):
     """Bytes of each matrix; all have an even number of rows."""
-    rows = max(256, (mebibytes << 20) // LAYERS // 2 // (2 * WIDTH) // 256 * 256)
-    return [rows * WIDTH * 2] * (2 * LAYERS)
+    layers = max(1, mebibytes // 128)
+    rows = max(256, (mebibytes << 20) // layers // 2 // (2 * WIDTH) // 256 * 256)
+    return [rows * WIDTH * 2] * (2 * layers)
 
 
 def slices(mebibytes):

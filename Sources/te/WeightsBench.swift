@@ -22,7 +22,7 @@ struct BenchWeights: ParsableCommand {
     @Option(help: "Which tests, of bf16, fp8 and broadcast.")
     var tests = "bf16,fp8,broadcast"
     @Option(help: "KiB of the largest task.")
-    var task = 1024
+    var task = 512
     @Flag(help: "One JSON object per line.")
     var json = false
 
@@ -68,6 +68,7 @@ struct BenchWeights: ParsableCommand {
             converting.append(conversions)
             writing.append(Double(model.byteCount) / result.phases[1])
             update.append(Double(model.byteCount) / result.seconds)
+            for phase in phases.indices { phases[phase].append(result.phases[phase] * 1000) }
         }
         let wrong = try cluster.verify(repeats + 2).wrong
         // Bytes of the model for each second, as converted; copies move half of them.
@@ -79,6 +80,9 @@ struct BenchWeights: ParsableCommand {
             ("copy_gb_s", .number(median(copying) / 1e9)),
         ]
         if isQuantised { row.append(("convert_gb_s", .number(median(converting) / 1e9))) }
+        for (phase, name) in ["opening", "writing", "verifying", "committing"].enumerated() {
+            row.append(("\(name)_ms", .number(median(phases[phase]))))
+        }
         row += [
             ("writing_over_limit", .number(median(zip(writing, limit).map { $0 / $1 }))),
             ("update_over_limit", .number(median(zip(update, limit).map { $0 / $1 }))),
@@ -101,20 +105,25 @@ struct BenchWeights: ParsableCommand {
         let broadcast = try cluster(
             plan(model, trainers: 1, to: ParallelInference(replicas: 4).layout(of: model)))
         defer { broadcast.end() }
-        var (ours, theirs): ([Double], [Double]) = ([], [])
+        // Writing alone, and the whole update.
+        var (ours, theirs): ([[Double]], [[Double]]) = ([[], []], [[], []])
         for number in 1...repeats + 2 {
-            let result = try direct.update(to: number).seconds
-            let usual = try gather.update(to: number).phases[1] + broadcast.update(to: number).phases[1]
+            let result = try direct.update(to: number)
+            let usual = (try gather.update(to: number), try broadcast.update(to: number))
             guard number > 2 else { continue }
-            ours.append(result)
-            theirs.append(usual)
+            ours[0].append(result.phases[1])
+            ours[1].append(result.seconds)
+            theirs[0].append(usual.0.phases[1] + usual.1.phases[1])
+            theirs[1].append(usual.0.seconds + usual.1.seconds)
         }
         let wrong = try direct.verify(repeats + 2).wrong
         report.add([
             ("test", .text("bf16 4 to 4")), ("model_bytes", .integer(model.byteCount)),
-            ("update_ms", .number(median(ours) * 1000)),
-            ("gather_and_broadcast_ms", .number(median(theirs) * 1000)),
-            ("times_faster", .number(median(zip(theirs, ours).map { $0 / $1 }))),
+            ("writing_ms", .number(median(ours[0]) * 1000)), ("update_ms", .number(median(ours[1]) * 1000)),
+            ("usual_writing_ms", .number(median(theirs[0]) * 1000)),
+            ("usual_update_ms", .number(median(theirs[1]) * 1000)),
+            ("writing_times_faster", .number(median(zip(theirs[0], ours[0]).map { $0 / $1 }))),
+            ("update_times_faster", .number(median(zip(theirs[1], ours[1]).map { $0 / $1 }))),
             ("verdict", .text(wrong.isEmpty ? "every byte right" : wrong.joined(separator: "; "))),
         ])
         report.finish()
@@ -124,7 +133,7 @@ struct BenchWeights: ParsableCommand {
 
     /// Layers of two matrices, one cut by rows and one by columns where tensors are parallel.
     private static func model(mebibytes: Int) throws -> ModelDescription {
-        let layers = 8
+        let layers = max(1, mebibytes / 128)
         let rows = max(256, (mebibytes << 20) / layers / 2 / (2 * 4096) / 256 * 256)
         return try ModelDescription(
             name: "bench",
@@ -145,7 +154,7 @@ struct BenchWeights: ParsableCommand {
     }
 
     private func cluster(_ plan: Plan) throws -> WeightCluster {
-        try WeightCluster(plan, file: nil, transport: "shm", whole: true)
+        try WeightCluster(plan, file: nil, transport: "shm", whole: true, reads: false)
     }
 
     /// Whole matrices, each on one of some receivers in turn.

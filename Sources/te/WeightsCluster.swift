@@ -9,12 +9,13 @@ final class WeightCluster {
     private let path: String
     private var sent = 0
 
-    init(_ plan: Plan, file: String?, transport: String, whole: Bool = false) throws {
+    init(_ plan: Plan, file: String?, transport: String, whole: Bool = false, reads: Bool = true) throws {
         path = "/tmp/te-weights-\(getpid()).plan"
         try File.write(plan.encoded(), to: path)
         var arguments = ["weights-member", "--plan", path, "--transport", transport]
         if let file { arguments += ["--file", file] }
         if whole { arguments.append("--whole") }
+        if reads { arguments.append("--reads") }
         let first = try ChildProcess(arguments + ["--trains", "--rank", "0"])
         trainers = [first]
         let leader = try Self.expect("address", from: first)

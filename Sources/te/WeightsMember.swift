@@ -19,6 +19,8 @@ struct WeightsMember: ParsableCommand {
     var leader: String?
     @Flag(help: "Send everything, whether it has changed or not.")
     var whole = false
+    @Flag(help: "Read what is served all the time.")
+    var reads = false
 
     func run() throws {
         _ = te_die_with_parent()
@@ -28,6 +30,7 @@ struct WeightsMember: ParsableCommand {
                 plan: Plan(decoding: File.read(plan)), rank: rank, trains: trains, transport: transport,
                 file: file, leader: leader)
             process.trainer?.isDelta = !whole
+            if reads { process.startReader() }
             try MemberLoop(process).serve()
         } catch {
             _ = writeLine("error \(error)", to: 1)
@@ -43,7 +46,6 @@ private final class MemberLoop {
 
     init(_ process: WeightProcess) {
         self.process = process
-        process.startReader()
         _ = writeLine("address " + process.address, to: 1)
     }
 
@@ -53,9 +55,9 @@ private final class MemberLoop {
             let isBusy = process.poll()
             look()
             idle = isBusy ? 0 : idle + 1
-            guard idle > 200 || !isBusy && idle % 16 == 0 else { continue }
+            guard idle > 32 || !isBusy && idle % 16 == 0 else { continue }
             var poll = pollfd(fd: 0, events: Int16(POLLIN), revents: 0)
-            guard Glibc.poll(&poll, 1, idle > 200 ? 1 : 0) > 0 else { continue }
+            guard Glibc.poll(&poll, 1, idle > 32 ? 1 : 0) > 0 else { continue }
             var bytes = [UInt8](repeating: 0, count: 4096)
             let count = read(0, &bytes, bytes.count)
             guard count > 0 else { break }

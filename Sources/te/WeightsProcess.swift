@@ -2,6 +2,7 @@ internal import ArgumentParser
 internal import CPlatform
 internal import Glibc
 internal import Platform
+internal import SharedMemoryProvider
 internal import Synchronization
 internal import TransferEngine
 internal import WeightTransfer

@@ -60,6 +60,18 @@ import TransferEngine
         rig.expect(1)
     }
 
+    /// Nobody tells it that the attempt is over: it has an end of its own.
+    @Test func aTrainerWhoseControllerIsLostEndsItsPart() throws {
+        let rig = try Self.rig()
+        rig.endpoints[0].isLost = { $0.kind == .target }
+        rig.publish(2)
+        try rig.controller.update(to: 2)
+        rig.run("training") { rig.trainers[0].isBusy }
+        rig.endpoints[0].controller = nil
+        rig.run("ending") { !rig.trainers[0].isBusy }
+        rig.expect(1)
+    }
+
     @Test func allAttemptsTogetherHaveAnEnd() throws {
         let rig = try Self.rig()
         var options = rig.controller.options
@@ -79,7 +91,7 @@ import TransferEngine
         let rig = try Self.rig()
         rig.controller = WeightController(
             rig.endpoints[0], plan: rig.plan, term: 2, options: rig.controller.options)
-        rig.stopped = [1, 2]
+        rig.endpoints[0].isLost = { $0.kind == .join && !$0.isTrainer }
         rig.publish(2)
         try rig.controller.update(to: 2)
         rig.run("version 2") { rig.controller.outcomes[2] != nil }
@@ -173,5 +185,16 @@ import TransferEngine
         rig.run("version 2") { rig.controller.outcomes[2] != nil }
         #expect(rig.controller.outcomes[2]?.isCommitted == false)
         rig.expect(1)
+    }
+
+    @Test func whatNobodyKeepsIsGivenBack() throws {
+        weak var endpoint: WeightEndpoint?
+        weak var trainer: WeightTrainer?
+        do {
+            let rig = try Self.rig()
+            (endpoint, trainer) = (rig.endpoints[0], rig.trainers[0])
+            #expect(endpoint != nil && trainer != nil)
+        }
+        #expect(endpoint == nil && trainer == nil)
     }
 }

@@ -131,6 +131,8 @@ extension WeightController {
         var start = message(.start, isTrainer: true, rank: rank)
         (start.ranks, start.others) = (list(lost), list(participants))
         start.tasks = damage.keys.flatMap(\.words)
+        // Who leads may be lost meanwhile: then nobody else ends the trainer's part.
+        start.first = options.phaseTimeout.inNanoseconds
         send(start, to: trainers[rank])
         for (receiver, slot) in slots.sorted(by: { $0.key < $1.key }) {
             var target = message(.target, isTrainer: true, rank: receiver)

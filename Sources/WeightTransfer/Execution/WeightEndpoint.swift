@@ -3,15 +3,18 @@ public import TransferEngine
 
 /// One process of a weight update: an engine, and the roles that it has - trainer, receiver, controller, or several.
 ///
+/// Whoever makes a role keeps it: a role that is gone takes no further part.
+///
 /// Nothing here has a thread or a clock: whoever owns the endpoint calls `poll` often, from one thread, with the time
 /// of its own clock.
 /// So the same code runs on a thread over real NICs and in a simulation.
 public final class WeightEndpoint {
     /// The engine that carries everything. Its receive pool belongs to the endpoint.
     public let engine: TransferEngine
-    var trainer: WeightTrainer?
-    var receiver: WeightReceiver?
-    var controller: WeightController?
+    // Roles hold their endpoint: it must not hold them, or nothing of either would ever be given back.
+    weak var trainer: WeightTrainer?
+    weak var receiver: WeightReceiver?
+    weak var controller: WeightController?
     /// The highest term of a controller that has been heard.
     var term: UInt32 = 0
     /// Nanoseconds, of the last `poll`.

@@ -29,6 +29,7 @@ public final class WeightTrainer {
     var delivered: [TaskName: ArrivalRecord] = [:]
     private var deliveredVersion: UInt64 = 0
     private var newestAttempt: UInt32 = 0
+    private var staging: MemoryRegion?
     /// What the version that is served everywhere was made of.
     var served: (version: UInt64, records: [TaskName: ArrivalRecord]) = (0, [:])
     /// The version that the controller has said is served; nil before the first.
@@ -123,6 +124,21 @@ public final class WeightTrainer {
         case .finished: finish(message.version)
         default: break
         }
+    }
+
+    /// Temporary memory of at least `byteCount` bytes: that of the run before, if it has as much.
+    func takeStaging(_ byteCount: Int) throws(TransferError) -> MemoryRegion {
+        if let kept = staging {
+            staging = nil
+            if kept.byteCount >= byteCount { return kept }
+            try? engine.deregister(kept)
+        }
+        return try engine.allocate(byteCount: byteCount)
+    }
+
+    /// - Parameter isQuiet: Whether nobody writes into it any more; otherwise that right ends here.
+    func giveBackStaging(_ region: MemoryRegion, isQuiet: Bool) {
+        if isQuiet, staging == nil { staging = region } else { try? engine.deregister(region) }
     }
 
     func address(of trainer: Int) -> EngineAddress? { peers[trainer] }
