@@ -58,6 +58,7 @@ struct BenchWeights: ParsableCommand {
         var (writing, update, copying, converting): ([Double], [Double], [Double], [Double]) = (
             [], [], [], []
         )
+        var phases: [[Double]] = [[], [], [], []]
         // The first two touch the memory of both slots.
         for number in 1...repeats + 2 {
             let copies = Self.copyRate(seconds: 0.3)

@@ -34,11 +34,10 @@ import TransferEngine
         rig.expect(2)
     }
 
-    @Test(arguments: [WeightMessage.Kind.open, .verify]) func everyPhaseHasAnEnd(_ lost: WeightMessage.Kind)
-        throws
-    {
+    @Test(arguments: [WeightMessage.Kind.opened, .prepared])
+    func everyPhaseHasAnEnd(_ lost: WeightMessage.Kind) throws {
         let rig = try Self.rig(phaseTimeout: .milliseconds(100))
-        Self.endpoint(of: 1, rig).isLost = { $0.kind == lost }
+        rig.endpoints[0].isLost = { $0.kind == lost && $0.rank == 1 }
         try rig.update(to: 2)
         guard case .failed(.attempts(8, let last)) = rig.controller.outcomes[2] else {
             Issue.record("\(String(describing: rig.controller.outcomes[2]))")

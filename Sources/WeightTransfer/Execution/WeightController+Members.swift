@@ -29,8 +29,8 @@ extension WeightController {
             self.wanted = nil
             outcomes[wanted.version] = outcome(of: wanted.version)
         }
-        guard phase.isOpen, version <= served else { return }
         let isUpdate = !isCatchingUp
+        guard phase.isOpen, isCatchingUp || version <= served else { return }
         giveUp(.superseded(by: served))
         if isUpdate { outcomes[version] = outcome(of: version) }
     }
