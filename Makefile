@@ -1,4 +1,4 @@
-# make demo | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-netns | bench-rdma | docs |
+# make demo | demo-weights | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-weights | bench-netns | bench-rdma | docs |
 # format: each sets up what it needs, then does its job.
 SHELL := /bin/bash
 PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
@@ -18,7 +18,7 @@ SYSTEMS := ExpertParallelTests|KVCacheTransferTests|WeightTransferTests|Transfer
 # The suites whose promise holds for optimised code only, and only when nothing else allocates.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-moe \
+.PHONY: setup model demo demo-weights test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-moe bench-weights \
   bench-netns bench-rdma docs format lint clean
 
 setup:
@@ -43,6 +43,14 @@ $(TE): setup
 
 demo: $(TE) model
 	$(TE) demo
+
+# Trainers' shards of the model to inference ranks that are divided otherwise, while those are read: twice, with a check by numpy;
+# and from a safetensors file over TCP and back, bit for bit.
+demo-weights: PACKAGES += python3-venv
+demo-weights: $(TE) model
+	test -x .build/numpy/bin/python || python3 -m venv .build/numpy
+	.build/numpy/bin/python -c 'import numpy' 2>/dev/null || .build/numpy/bin/pip install -q numpy
+	Benchmarks/weights/demo $(TE) .build/numpy/bin/python $(wildcard .models/*.gguf)
 
 lint:
 	swift format lint --strict --recursive $(SOURCES)
@@ -129,6 +137,14 @@ bench-moe: $(TE)
 	test -x .build/moe/venv/bin/python || python3 -m venv .build/moe/venv
 	.build/moe/venv/bin/python -c 'import torch' 2>/dev/null || .build/moe/venv/bin/pip install -q torch numpy
 	python3 Benchmarks/moe/compare.py --python .build/moe/venv/bin/python $(ARGS)
+
+# Weight updates beside copies and conversions, then beside NIXL, Mooncake and gloo on the same slices. ARGS="--rounds 5".
+bench-weights: PACKAGES += python3-venv
+bench-weights: $(TE)
+	$(TE) bench weights
+	test -x .build/moe/venv/bin/python || python3 -m venv .build/moe/venv
+	.build/moe/venv/bin/python -c 'import torch' 2>/dev/null || .build/moe/venv/bin/pip install -q torch numpy
+	python3 Benchmarks/weights/compare.py --setup $(ARGS)
 
 # Several NICs of limited bandwidth, in network namespaces.
 bench-netns: PACKAGES += iproute2 python3

@@ -27,7 +27,9 @@ private final class WeightWorld {
     var term: UInt32 = 0
     var published: UInt64 = 0
     var outcome = Outcome()
-    var crashes: [(time: UInt64, member: Int, isRestart: Bool)] = []
+    var crashes: [WeightCase.Crash] = []
+    /// When which member's process is there, but does nothing of an update.
+    var silences: [WeightCase.Silence] = []
     var owners: [UInt64: (process: Int, nic: Int)] = [:]
     private var incarnations = 0
     private var nextTick: UInt64 = 0
@@ -59,67 +61,19 @@ private final class WeightWorld {
         self.seed = seed
         random = SeededGenerator(seed: seed &* 0x9E37_79B9 &+ 5)
         network = SimulatedNetwork(seed: seed)
-        (plan, oracle) = try Self.plan(&random)
+        (plan, oracle) = try WeightCase.plan(&random)
         for index in 0..<plan.trainers.worldSize + plan.inference.worldSize {
             members.append(try open(index))
         }
         address.address = members[0].engine.address
         makeController()
-        makeCrashes()
+        crashes = WeightCase.crashes(of: members.count, &random)
+        silences = WeightCase.silences(of: members.count, seed: seed)
         network.faults = FaultRule(
-            faults: makeFaults(), random: SeededGenerator(seed: seed &+ 77), owners: owners)
+            faults: WeightCase.faults(&random), random: SeededGenerator(seed: seed &+ 77), owners: owners)
     }
 
     deinit { for member in members where member.isAlive { member.engine.close() } }
-
-    // MARK: The case
-
-    private static func plan(_ random: inout SeededGenerator) throws(TransferError) -> (Plan, WeightOracle) {
-        var tensors = [TensorDescription("model.embed_tokens.weight", [40, 64])]
-        for layer in 0..<2 {
-            let shapes: [(String, [Int])] = [
-                ("self_attn.q_proj.weight", [128, 64]), ("self_attn.k_proj.weight", [64, 64]),
-                ("self_attn.v_proj.weight", [64, 64]), ("self_attn.o_proj.weight", [64, 128]),
-                ("mlp.gate_proj.weight", [150, 64]), ("mlp.up_proj.weight", [150, 64]),
-                ("mlp.down_proj.weight", [64, 150]), ("input_layernorm.weight", [64]),
-            ]
-            tensors += shapes.map { TensorDescription("model.layers.\(layer).\($0.0)", $0.1) }
-        }
-        let model = try ModelDescription(
-            name: "small", tensors: tensors,
-            attention: AttentionShape(heads: 4, keyValueHeads: 2, headSize: 32))
-        let trainers = ParallelTrainer(
-            fsdp: Int.random(in: 1...2, using: &random), replicas: Int.random(in: 1...2, using: &random),
-            tensor: Int.random(in: 1...2, using: &random), pipeline: 1, ranksPerNode: 2)
-        let inference = try ParallelInference(
-            tensor: Int.random(in: 1...2, using: &random), replicas: Int.random(in: 1...2, using: &random),
-            isQuantised: Bool.random(using: &random)
-        ).layout(of: model)
-        var options = Planner.Options()
-        options.taskBytes = [4 << 10, 16 << 10].randomElement(using: &random) ?? 4096
-        options.watermarkBytes = [128 << 10, 1 << 20].randomElement(using: &random) ?? 1 << 20
-        let plan = try Planner.plan(model, from: trainers.layout(of: model), to: inference, options: options)
-        return (plan, WeightOracle(model: model, inference: inference))
-    }
-
-    /// Up to three members crash, each at any time of the updates, and come back some time later.
-    private func makeCrashes() {
-        for _ in 0..<Int.random(in: 0...3, using: &random) {
-            let member = Int.random(in: members.indices, using: &random)
-            let time = UInt64.random(in: 1_000_000...900_000_000, using: &random)
-            let away = UInt64.random(in: 50_000_000...1_500_000_000, using: &random)
-            crashes += [(time, member, false), (time + away, member, true)]
-        }
-        crashes.sort { $0.time < $1.time }
-    }
-
-    private func makeFaults() -> [Fault] {
-        guard Int.random(in: 0..<3, using: &random) == 0 else { return [] }
-        let begin = UInt64.random(in: 0...500_000_000, using: &random)
-        return [
-            Fault(.delay(perMillion: 200_000, nanoseconds: 3_000_000), from: begin, to: begin + 400_000_000)
-        ]
-    }
 
     private func open(_ index: Int) throws(TransferError) -> Member {
         incarnations += 1
@@ -184,31 +138,42 @@ private final class WeightWorld {
     }
 
     private func update(to version: UInt64) {
-        let limit = network.nowNanoseconds + 60_000_000_000
         step(until: network.nowNanoseconds + 2_000_000_000) { self.controller?.isComplete == true }
-        step(until: limit) { self.controller?.isBusy == false }
+        wait("for the update before") { self.controller?.isBusy == false }
         // Before anybody changes its shards, nothing of the version before may be under way.
-        step(until: limit) { self.members.allSatisfy { !$0.isAlive || $0.trainer?.isBusy != true } }
+        wait("for trainers") { self.members.allSatisfy { !$0.isAlive || self.isIdle($0.trainer) } }
         published = version
         for member in members where member.isAlive { fill(member, version) }
         guard let controller, controller.currentVersion < version else { return }
         do throws(TransferError) { try controller.update(to: version) } catch {
             return violate("update to \(version): \(error)")
         }
-        step(until: limit) {
+        wait("for the outcome of \(version)") {
             self.controller.map { $0.outcomes[version] != nil || $0 !== controller } ?? false
         }
         if self.controller !== controller { return }
         switch controller.outcomes[version] {
         case .committed: outcome.completed += 1
         case .failed: outcome.failed += 1
-        case nil: violate("the update to \(version) has no outcome: \(controller.log.suffix(3))")
+        case nil: break
         }
+    }
+
+    /// Nothing takes longer than a minute.
+    private func wait(_ what: String, until isDone: () -> Bool) {
+        step(until: network.nowNanoseconds + 60_000_000_000, isDone)
+        if !isDone() { violate("waited \(what): \(controller?.state ?? "nobody leads")") }
+    }
+
+    /// Whether nothing of a trainer is under way; from then on nothing is begun.
+    private func isIdle(_ trainer: WeightTrainer?) -> Bool {
+        guard let trainer else { return true }
+        return (try? trainer.withdraw()) != nil
     }
 
     /// Everybody is back: in the end all serve what was decided.
     private func settle() {
-        step(until: (crashes.last?.time ?? 0) + 1) { false }
+        step(until: max(crashes.last?.time ?? 0, silences.map(\.until).max() ?? 0) + 1) { false }
         // Trainers may have moved on from a version that not all receivers got: the next one reaches everybody.
         update(to: Self.versions + 1)
         let limit = network.nowNanoseconds + 60_000_000_000
@@ -239,7 +204,7 @@ private final class WeightWorld {
             var isBusy = false
             for member in members where member.isAlive {
                 if member.engine.progress() { isBusy = true }
-                if member.endpoint.poll(at: network.nowNanoseconds) { isBusy = true }
+                if !isSilent(member), member.endpoint.poll(at: network.nowNanoseconds) { isBusy = true }
                 check(member, isDue: false)
             }
             if !isBusy { advance() }
@@ -253,6 +218,11 @@ private final class WeightWorld {
         guard network.nowNanoseconds >= nextTick else { return }
         nextTick = network.nowNanoseconds + Self.tick
         for member in members where member.isAlive { _ = member.engine.tick() }
+    }
+
+    private func isSilent(_ member: Member) -> Bool {
+        let now = network.nowNanoseconds
+        return silences.contains { $0.member == member.index && $0.from <= now && now < $0.until }
     }
 
     private func crash(_ index: Int) {

@@ -41,7 +41,7 @@ struct Sim: ParsableCommand {
             return try find(String(replay[..<colon])).replay(seed)
         }
         if scenario == "moe-latency" { return try showMoELatency(parse(ep), &report) }
-        let subjects = scenario == "all" ? subjects.filter { $0.name != "weights" } : [try find(scenario)]
+        let subjects = scenario == "all" ? subjects : [try find(scenario)]
         let range = try parse(seeds)
         var violations = 0
         var hash: UInt64 = 0

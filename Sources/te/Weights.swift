@@ -9,13 +9,13 @@ struct Weights: ParsableCommand {
         abstract: "Plan, check, predict and do the push of a model's weights from trainers to inference.",
         subcommands: [
             WeightsPlan.self, WeightsLint.self, WeightsPredict.self, WeightsDiff.self, WeightsShow.self,
-            WeightsPush.self,
+            WeightsPush.self, WeightsServe.self, WeightsReassemble.self,
         ])
 }
 
 /// The layouts that a plan is made from.
 struct WeightLayouts: ParsableArguments {
-    @Option(help: "A published model, a .json description or a .safetensors file.")
+    @Option(help: "A published model, a .json description, a safetensors file or a directory of those.")
     var model = "kimi-k2"
     @Option(help: "Trainer ranks: fsdp, replicas, tp, pp, ep, node (ranks of a host).")
     var trainers = "fsdp=4,replicas=4,pp=2,ep=8"
@@ -48,15 +48,13 @@ struct WeightLayouts: ParsableArguments {
 
     static func model(_ name: String) throws -> ModelDescription {
         if let published = PublishedModel(rawValue: name) { return published.description }
-        if name.hasSuffix(".safetensors") {
-            let length = try SafetensorsHeader.length(of: File.read(name, limit: 8))
-            let header = try SafetensorsHeader(
-                parsing: Array(File.read(name, limit: 8 + length).dropFirst(8)))
-            return try ModelDescription(name: name, tensors: header.tensors)
-        }
         if name.hasSuffix(".json") { return try ModelDescription(json: JSON(parsing: File.read(name))) }
+        if access(name, R_OK) == 0 {
+            return try ModelDescription(name: name, tensors: SafetensorsFiles(name).tensors)
+        }
         let known = PublishedModel.allCases.map(\.rawValue).joined(separator: ", ")
-        throw ValidationError("no model '\(name)'; there are \(known), and .json and .safetensors files")
+        throw ValidationError(
+            "no model '\(name)'; there are \(known), .json and safetensors files, and directories of those")
     }
 }
 
@@ -191,53 +189,6 @@ struct WeightsLint: ParsableCommand {
     }
 }
 
-/// `te weights predict`.
-struct WeightsPredict: ParsableCommand {
-    static let configuration = CommandConfiguration(
-        commandName: "predict",
-        abstract: "Predicts how long a plan takes, and what each rank does meanwhile.",
-        discussion: "By a cost model, without any network: docs/weights.md says where its numbers come from.")
-
-    @Argument(help: "A plan's file; without it the plan of the layouts.")
-    var plan: String?
-    @OptionGroup var layouts: WeightLayouts
-    @Option(help: "Writes the first ranks' steps for the Perfetto viewer.")
-    var trace: String?
-    @Option(help: "Draws the first ranks' steps.")
-    var svg: String?
-    @Flag(help: "One JSON object per line.")
-    var json = false
-
-    func run() throws {
-        let plan = try File.plan(plan, layouts)
-        let ranks = plan.trainers.worldSize
-        let traced = Set((0..<min(8, ranks)).map { $0 * ranks / min(8, ranks) })
-        let prediction = plan.predict(tracing: trace == nil && svg == nil ? [] : traced)
-        var row: Report.Row = [
-            ("model", .text(plan.model.name)), ("policy", .text(plan.policy.rawValue)),
-            ("trainers", .integer(ranks)), ("receivers", .integer(plan.inference.worldSize)),
-            ("total_ms", .number(prediction.seconds * 1000)),
-        ]
-        for stage in Prediction.Stage.allCases {
-            row.append(("\(stage.rawValue)_ms", .number((prediction.stages[stage] ?? 0) * 1000)))
-        }
-        for stage in [Prediction.Stage.load, .gather, .fuse, .quantise, .submit] {
-            row.append(("\(stage.rawValue)_calls", .number(prediction.calls[stage] ?? 0)))
-        }
-        row += [
-            ("receiver_nic_ms", .number((prediction.receiverSeconds.max() ?? 0) * 1000)),
-            ("sender_nic_ms", .number((prediction.senderSeconds.max() ?? 0) * 1000)),
-        ]
-        var report = Report(json: json)
-        if json { report.add(row) } else { for field in row { print("\(field.name): \(field.value.human)") } }
-        if let trace { try File.write(Array(prediction.perfetto.description.utf8), to: trace) }
-        if let svg {
-            let title = "\(plan.model.name), \(ranks) to \(plan.inference.worldSize), \(plan.policy.rawValue)"
-            try File.write(Array(prediction.svg(title: title).utf8), to: svg)
-        }
-    }
-}
-
 /// `te weights diff`.
 struct WeightsDiff: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -259,41 +210,5 @@ struct WeightsDiff: ParsableCommand {
         ])
         report.finish()
         if !difference.isEmpty { throw ExitCode(1) }
-    }
-}
-
-/// `te weights show`.
-struct WeightsShow: ParsableCommand {
-    static let configuration = CommandConfiguration(
-        commandName: "show",
-        abstract: "Shows a plan's tasks as JSON, one a line, after a line with its figures.")
-
-    @Argument(help: "A plan's file; without it the plan of the layouts.")
-    var plan: String?
-    @OptionGroup var layouts: WeightLayouts
-    @Option(help: "Only this trainer's tasks, in its order.")
-    var rank: Int?
-    @Option(help: "Only tasks whose target's name contains this.")
-    var target: String?
-    @Option(help: "At most so many tasks.")
-    var limit = 20
-
-    func run() throws {
-        let plan = try File.plan(plan, layouts)
-        print(plan.summary.description)
-        if let rank, !plan.sequences.indices.contains(rank) {
-            throw ValidationError("--rank is 0 to \(plan.sequences.count - 1).")
-        }
-        let order = rank.map { rank in
-            plan.sequences[rank].compactMap { step in
-                if case .task(let index) = step { Int(index) } else { nil }
-            }
-        }
-        var left = limit
-        for index in order ?? Array(plan.tasks.indices) where left > 0 {
-            if let target, !plan.target(of: plan.tasks[index]).name.contains(target) { continue }
-            print(plan.json(of: index).description)
-            left -= 1
-        }
     }
 }

@@ -17,17 +17,22 @@ final class TrainerRun {
     private var targets: [Int32: ReceiverSlot] = [:]
     private var active: [ActiveTask] = []
     private var staging: MemoryRegion
-    private var ring: StagingRing
+    private var space: StagingSpace
     private let lease: ImmediateLease
     private var freeImmediates: [Int]
     private var inFlight = 0
     private let signals = Signals()
     private var shards: ShardTable
-    /// Receipts that a cancelled run waits for.
     private var isCancelled = false
+    /// When the controller begins another attempt; a run that is not over then is over.
+    private let deadline: UInt64
 
     /// Tasks under way at a time.
     static let tasks = 64
+    /// Of those, tasks whose pieces are here and that are not written yet. Few, so that their memory is used again soon.
+    static let ready = 4
+    /// What is prepared and written before the engine makes progress: it should stay in a core's cache until it is copied.
+    static let batchBytes = 1 << 20
     /// Transfers under way at a time; the engine has room for more.
     static let transfers = 3000
 
@@ -64,6 +69,7 @@ final class TrainerRun {
         engine = trainer.engine
         version = message.version
         attempt = message.attempt
+        deadline = trainer.endpoint.now &+ min(max(message.first, 1), 1 << 62)
         receivers = Set(message.others.map { Int32(truncatingIfNeeded: $0) })
         shards = trainer.shards
         steps = plan.sequences[trainer.rank].compactMap { step in
@@ -77,8 +83,8 @@ final class TrainerRun {
                 "a task needs \(largest) bytes, the watermark is \(plan.watermarkBytes); plan with a higher one"
             )
         }
-        ring = StagingRing(capacity: max(Staging.alignment, min(plan.watermarkBytes, total)))
-        staging = try engine.allocate(byteCount: ring.capacity)
+        space = StagingSpace(capacity: max(Staging.alignment, min(plan.watermarkBytes, total)))
+        staging = try trainer.takeStaging(space.capacity)
         lease = try engine.lease(Self.tasks)
         freeImmediates = Array(0..<Self.tasks)
     }
@@ -101,7 +107,7 @@ final class TrainerRun {
 
     /// Gives everything back. The run is over, and nothing of it is under way any more.
     func close() {
-        try? engine.deregister(staging)
+        trainer.giveBackStaging(staging, isQuiet: status == .done)
         try? engine.end(lease, isQuiet: true)
         for (_, target) in targets.sorted(by: { $0.key < $1.key }) { try? engine.detach(target.memory) }
         targets = [:]
@@ -140,11 +146,20 @@ final class TrainerRun {
             fail(reason)
             return true
         }
+        guard trainer.endpoint.now < deadline else {
+            fail("trainer \(trainer.rank) was not done in time; who leads has not ended the attempt")
+            return true
+        }
         guard targets.count == receivers.count else { return false }
         var isBusy = reap()
         if isCancelled { return true }
-        isBusy = write() || isBusy
-        while !isCancelled, begin() { isBusy = true }
+        var bytes = 0
+        repeat {
+            while !isCancelled, begin() { isBusy = true }
+            guard let written = write() else { break }
+            isBusy = true
+            bytes += written
+        } while !isCancelled && bytes < Self.batchBytes
         if !isCancelled, position == steps.count, active.isEmpty { status = .done }
         return isBusy
     }
@@ -160,13 +175,13 @@ final class TrainerRun {
                 continue
             }
             inFlight -= task.transfers.count
-            ring.giveBack(task.place)
+            space.giveBack(task.place)
             if let immediate = task.immediate { freeImmediates.append(immediate) }
             let done = plan.tasks[Int(task.number)]
             if let error = failure(of: task) {
                 reason = "task \(task.number), \(plan.target(of: done).name): \(error)"
             } else if let record = task.record {
-                trainer.delivered[.init(target: done.target, box: done.box)] = record
+                trainer.delivered[TaskName(done)] = record
             }
         }
         active = left
@@ -186,11 +201,12 @@ final class TrainerRun {
         guard position < steps.count, active.count < Self.tasks, inFlight < Self.transfers else {
             return false
         }
+        guard active.count(where: { !$0.isWritten && $0.fetches == 0 }) < Self.ready else { return false }
         let number = steps[position]
         let task = plan.tasks[Int(number)]
         let isGathered = task.preparation.contains(.gather)
         if isGathered, freeImmediates.isEmpty { return false }
-        guard let place = ring.take(plan.temporaryBytes(of: task)) else { return false }
+        guard let place = space.take(plan.temporaryBytes(of: task)) else { return false }
         position += 1
         var entry = ActiveTask(number: number, place: place)
         if isGathered, known(task) == nil {
@@ -242,23 +258,23 @@ final class TrainerRun {
         return count
     }
 
-    /// Prepares and writes one task whose pieces are all here.
-    private func write() -> Bool {
-        guard inFlight < Self.transfers else { return false }
+    /// Prepares and writes one task whose pieces are all here; its bytes, or nil when there is none.
+    private func write() -> Int? {
+        guard inFlight < Self.transfers else { return nil }
         for position in active.indices where !active[position].isWritten {
             if let immediate = active[position].immediate, active[position].fetches > 0 {
                 guard engine.consume(lease[immediate], count: active[position].fetches) else { continue }
                 active[position].fetches = 0
             }
             do throws(TransferError) { try write(&active[position]) } catch { fail("\(error)") }
-            return true
+            return plan.outputBytes(of: plan.tasks[Int(active[position].number)])
         }
-        return false
+        return nil
     }
 
     /// What is known of a task that need not be written: it was in an earlier attempt, or its source has not changed.
     private func known(_ task: PlanTask) -> (mode: ArrivalEntry.Mode, record: WeightTrainer.ArrivalRecord)? {
-        let key = WeightTrainer.TaskKey(target: task.target, box: task.box)
+        let key = TaskName(task)
         let engines = Set(
             plan.writes[task.writes.indices].compactMap { targets[$0.rank]?.memory.engine.rawValue })
         if let record = trainer.delivered[key], record.isWritten, engines.isSubset(of: record.receivers) {

@@ -3,156 +3,144 @@ internal import TransferEngine
 extension WeightController {
     func handle(_ message: WeightMessage) {
         if message.kind == .join { return join(message) }
+        guard message.attempt == attempt, phase != .idle else { return }
         let rank = Int(message.rank)
-        if message.kind == .committed { return committed(rank, message.version) }
-        guard message.version == version, message.attempt == attempt, phase != .idle else { return }
         switch (message.kind, phase) {
-        case (.opened, .opening) where participants.contains(rank):
-            slots[rank] = message
-            if slots.count == participants.count { enter(.training) }
-        case (.trained, .training) where !lost.contains(rank):
-            if message.status == .failed { return retry("trainer \(rank): \(Self.text(message))") }
+        case (.opened, .opening) where participants.contains(rank): opened(rank, message)
+        case (.trained, .training) where working.contains(rank):
+            if message.status == .failed { return retry("trainer \(rank): \(message.text)") }
             if message.status == .done { answered.insert(rank) }
             if answered.count == working.count { enter(.verifying) }
-        case (.prepared, .verifying), (.prepared, .training):
-            guard participants.contains(rank) else { return }
-            if message.status == .failed { return retry("receiver \(rank): \(Self.text(message))") }
+        case (.prepared, .verifying) where participants.contains(rank),
+            (.prepared, .training) where participants.contains(rank):
+            if message.status == .failed { return damaged(rank, message) }
             guard message.status == .done, phase == .verifying else { return }
             answered.insert(rank)
-            if answered.count == participants.count { decide() }
+            if answered == participants { decide(.committing) }
+        case (.committed, .committing) where participants.contains(rank),
+            (.committed, .rollingBack) where participants.contains(rank):
+            receivers[rank]?.version = message.version
+            // Whoever has lost what it had prepared gets it again later.
+            if message.version != version { leftOut.insert(rank) }
+            answered.insert(rank)
+            settle()
+        case (.committed, .recalling) where participants.contains(rank):
+            recalled(rank, hasVersion: message.status == .done)
         default: break
         }
-    }
-
-    private static func text(_ message: WeightMessage) -> String {
-        String(decoding: message.bytes, as: UTF8.self)
     }
 
     /// Trainers that take part.
     var working: Set<Int> { Set(0..<plan.trainers.worldSize).subtracting(lost) }
-
-    // MARK: Members
-
-    private func join(_ message: WeightMessage) {
-        guard let address = try? EngineAddress(decoding: message.bytes) else { return }
-        let rank = Int(message.rank)
-        let worldSize = message.isTrainer ? plan.trainers.worldSize : plan.inference.worldSize
-        guard rank < worldSize else { return }
-        let known = message.isTrainer ? trainers[rank] : receivers[rank]
-        let isAnother = known.map { $0.address.landing.engine != address.landing.engine } ?? false
-        if isAnother { lose(rank, isTrainer: message.isTrainer, "was started anew") }
-        var member = isAnother ? WeightMember(address: address) : known ?? WeightMember(address: address)
-        member.address = address
-        member.isAlive = true
-        member.version = message.first
-        if message.isTrainer {
-            trainers[rank] = member
-        } else {
-            receivers[rank] = member
-            // A controller that follows another learns from receivers what was decided.
-            if phase == .idle { currentVersion = max(currentVersion, message.first) }
-        }
-    }
-
-    private func lose(_ rank: Int, isTrainer: Bool, _ reason: String) {
-        let isNew = isTrainer ? trainers[rank]?.isAlive == true : receivers[rank]?.isAlive == true
-        if isTrainer {
-            trainers[rank]?.isAlive = false
-            trainers[rank]?.watch = nil
-        } else {
-            receivers[rank]?.isAlive = false
-            receivers[rank]?.watch = nil
-        }
-        guard isNew else { return }
-        let takesPart = isTrainer ? working.contains(rank) : participants.contains(rank)
-        guard takesPart else { return }
-        let text = "\(isTrainer ? "trainer" : "receiver") \(rank) \(reason)"
-        switch phase {
-        case .opening, .training, .verifying: retry(text)
-        case .committing where !isTrainer: committed(rank, version)
-        case .rollingBack where !isTrainer: committed(rank, version)
-        default: break
-        }
-    }
-
-    /// Looks whether members are lost.
-    private func watch() {
-        for isTrainer in [true, false] {
-            let members = isTrainer ? trainers : receivers
-            for (rank, member) in members.sorted(by: { $0.key < $1.key })
-            where member.isAlive && member.address.landing.engine != endpoint.engine.id {
-                guard let watch = member.watch else {
-                    let peer = try? endpoint.peer(member.address)
-                    let watch = peer.flatMap {
-                        try? endpoint.engine.expect(
-                            Self.watchImmediate, count: 1, from: [$0], timeout: .seconds(3600))
-                    }
-                    if isTrainer { trainers[rank]?.watch = watch } else { receivers[rank]?.watch = watch }
-                    continue
-                }
-                guard case .failed(let error) = endpoint.engine.status(of: watch) else { continue }
-                if isTrainer { trainers[rank]?.watch = nil } else { receivers[rank]?.watch = nil }
-                if error.code != .stalled { lose(rank, isTrainer: isTrainer, "is lost: \(error.message)") }
-            }
-        }
-    }
-
-    // MARK: Phases
 
     func poll() -> Bool {
         watch()
         if phase == .idle { return beginNext() }
         guard endpoint.now >= nextRepeat else { return false }
         nextRepeat = endpoint.now + options.repeatInterval.inNanoseconds
-        if endpoint.now > phaseBegan + options.phaseTimeout.inNanoseconds, phase != .committing {
-            if phase == .rollingBack { phase = .idle } else { retry("the phase '\(phase)' took too long") }
-            return true
+        if phase.isOpen, endpoint.now > updateBegan + options.updateTimeout.inNanoseconds {
+            giveUp(.timedOut(last: log.last ?? silence))
+        } else if endpoint.now > phaseBegan + options.phaseTimeout.inNanoseconds {
+            phaseIsOver()
+        } else {
+            ask()
         }
-        ask()
         return true
     }
+
+    /// Who has not answered.
+    private var silence: String {
+        let isTraining = phase == .training
+        let silent = (isTraining ? working : participants).subtracting(answered).sorted()
+        return
+            "the phase '\(phase)' took too long: \(isTraining ? "trainers" : "receivers") \(silent) did not answer"
+            + obstacles.sorted { $0.key < $1.key }.map { "; receiver \($0.key): \($0.value)" }.joined()
+    }
+
+    private func phaseIsOver() {
+        switch phase {
+        case .idle: break
+        case .opening, .training, .verifying: retry(silence)
+        case .committing, .rollingBack:
+            leftOut.formUnion(participants.subtracting(answered))
+            answered = participants
+            settle()
+        case .recalling: endRollback(.failed(.timedOut(last: silence)))
+        }
+    }
+
+    // MARK: Attempts
 
     /// Begins what is wanted, or brings receivers that came late to the current version.
     private func beginNext() -> Bool {
         let alive = receivers.filter { $0.value.isAlive }
-        if let wanted, !alive.isEmpty, !trainers.isEmpty {
+        if let wanted {
+            let hasTrainers = trainers.values.contains(where: \.isAlive)
+            guard !alive.isEmpty, hasTrainers else {
+                guard endpoint.now > wanted.since + options.phaseTimeout.inNanoseconds else { return false }
+                self.wanted = nil
+                outcomes[wanted.version] = .failed(.nobodyThere(hasTrainers ? "receiver" : "trainer"))
+                return true
+            }
             self.wanted = nil
-            isCatchingUp = false
-            begin(wanted, Set(alive.keys))
+            begin(wanted.version, Set(alive.keys), isCatchingUp: false)
             return true
         }
-        let late = alive.filter { $0.value.version < currentVersion }
+        let late = alive.filter { $0.value.version != currentVersion }
         guard currentVersion > 0, !late.isEmpty, endpoint.now >= nextRepeat,
             trainers.values.contains(where: { $0.isAlive && $0.version == currentVersion })
         else { return false }
-        isCatchingUp = true
-        begin(currentVersion, Set(late.keys))
+        begin(currentVersion, Set(late.keys), isCatchingUp: true)
         return true
     }
 
-    private func begin(_ version: UInt64, _ participants: Set<Int>) {
+    private func begin(_ version: UInt64, _ participants: Set<Int>, isCatchingUp: Bool) {
         self.version = version
         self.participants = participants
+        self.isCatchingUp = isCatchingUp
         attemptsLeft = options.attempts
+        updateBegan = endpoint.now
+        damage = [:]
         open()
+    }
+
+    /// Attempts of a controller that follows another must not be taken for that one's.
+    func nextAttempt() { attempt = max(attempt + 1, term << 16) }
+
+    /// Trainers that can take no part: lost, or beyond this version. Whoever is behind it may still publish it.
+    private func absent() -> Set<Int> {
+        Set(
+            (0..<plan.trainers.worldSize).filter { rank in
+                guard let trainer = trainers[rank], trainer.isAlive else { return true }
+                return isCatchingUp ? trainer.version != version : trainer.version > version
+            })
     }
 
     /// Begins an attempt with those who are there.
     private func open() {
-        // Attempts of a controller that follows another must not be taken for that one's.
-        attempt = max(attempt + 1, term << 16)
+        nextAttempt()
         attemptsLeft -= 1
-        lost = Set((0..<plan.trainers.worldSize).filter { trainers[$0]?.isAlive != true })
+        lost = absent()
         participants = participants.filter { receivers[$0]?.isAlive == true }
-        guard !participants.isEmpty else { return giveUp("no receiver is left") }
-        guard attemptsLeft >= 0 else {
-            return giveUp("\(options.attempts) attempts failed; the last: \(log.last ?? "")")
-        }
+        guard !participants.isEmpty else { return giveUp(.nobodyThere("receiver")) }
+        guard attemptsLeft >= 0 else { return giveUp(.attempts(options.attempts, last: log.last ?? "")) }
         do throws(TransferError) {
             if !lost.isEmpty { _ = try Planner.replan(plan, without: lost, for: participants) }
-        } catch { return giveUp(error.message) }
+        } catch { return giveUp(.shardsLost(error.message)) }
         slots = [:]
+        obstacles = [:]
         enter(.opening)
+    }
+
+    private func opened(_ rank: Int, _ message: WeightMessage) {
+        guard message.status == .done else {
+            obstacles[rank] = message.text
+            return
+        }
+        obstacles[rank] = nil
+        slots[rank] = message
+        answered.insert(rank)
+        if answered == participants { enter(.training) }
     }
 
     func enter(_ phase: Phase) {
@@ -167,18 +155,34 @@ extension WeightController {
     private func notePhase() { phaseSeconds["\(phase)"] = Double(endpoint.now - phaseBegan) / 1e9 }
 
     /// Begins another attempt.
-    private func retry(_ reason: String) {
+    func retry(_ reason: String) {
         if log.count < 1000 { log.append("version \(version), attempt \(attempt): \(reason)") }
         abort()
         open()
     }
 
+    /// Some of what a receiver got is not what was sent: that is sent again, but not for ever.
+    private func damaged(_ rank: Int, _ message: WeightMessage) {
+        for task in TaskName.list(message.tasks)
+        where plan.inference.targets.indices.contains(Int(task.target)) {
+            let times = damage[task, default: 0] + 1
+            damage[task] = times
+            guard times < options.sendings else {
+                let name = plan.inference.targets[Int(task.target)].name
+                return giveUp(
+                    .damaged(parameter: name, trainer: Int(message.ranks.first ?? 0), times: times))
+            }
+        }
+        retry("receiver \(rank): \(message.text)")
+    }
+
     /// Ends the update: nobody has changed what it serves.
-    func giveUp(_ reason: String) {
+    func giveUp(_ reason: Failure) {
         abort()
         phase = .idle
         nextRepeat = endpoint.now + options.repeatInterval.inNanoseconds
         if !isCatchingUp { outcomes[version] = .failed(reason) }
+        isCatchingUp = false
     }
 
     private func abort() {
@@ -187,92 +191,51 @@ extension WeightController {
         for rank in participants.sorted() { send(message, to: receivers[rank]) }
     }
 
-    /// All receivers are prepared: from here on the version is decided.
-    private func decide() {
-        currentVersion = max(currentVersion, version)
-        enter(.committing)
+    // MARK: Decisions
+
+    /// All participants can serve the version: it is decided.
+    private func decide(_ phase: Phase) {
+        (currentVersion, decision) = (version, attempt)
+        leftOut = []
+        enter(phase)
     }
 
-    private func committed(_ rank: Int, _ version: UInt64) {
-        if receivers[rank]?.isAlive == true { receivers[rank]?.version = version }
-        guard phase == .committing || phase == .rollingBack else { return }
-        if version == self.version || receivers[rank]?.isAlive != true { answered.insert(rank) }
-        let awaited = phase == .committing ? participants : Set(receivers.filter { $0.value.isAlive }.keys)
-        guard awaited.isSubset(of: answered) else { return }
-        if phase == .rollingBack {
-            currentVersion = self.version
-        } else if !isCatchingUp {
-            outcomes[self.version] = .committed
-        }
+    func leaveOut(_ rank: Int) {
+        leftOut.insert(rank)
+        answered.insert(rank)
+        settle()
+    }
+
+    /// Ends a decision that all participants have heard of, or cannot.
+    private func settle() {
+        guard participants.isSubset(of: answered) else { return }
+        let outcome = Outcome.committed(leftOut: leftOut.sorted())
+        if phase == .rollingBack { return endRollback(outcome) }
+        if !isCatchingUp { outcomes[version] = outcome }
         let finished = message(.finished, isTrainer: true)
         for rank in working.sorted() { send(finished, to: trainers[rank]) }
         notePhase()
         phase = .idle
+        isCatchingUp = false
         nextRepeat = endpoint.now
     }
 
-    // MARK: Questions
-
-    private func message(_ kind: WeightMessage.Kind, isTrainer: Bool = false, rank: Int = 0) -> WeightMessage
-    {
-        var message = WeightMessage(kind)
-        message.isTrainer = isTrainer
-        message.rank = UInt32(rank)
-        message.term = term
-        message.version = version
-        message.attempt = attempt
-        return message
+    func recalled(_ rank: Int, hasVersion: Bool) {
+        guard hasVersion else { return endRollback(.failed(.notKept(version, receiver: rank))) }
+        answered.insert(rank)
+        if participants.isSubset(of: answered) { decide(.rollingBack) }
     }
 
-    private func send(_ message: WeightMessage, to member: WeightMember?) {
-        guard let member, member.isAlive else { return }
-        endpoint.send(message, to: member.address)
+    func endRollback(_ outcome: Outcome) {
+        rollbackOutcome = outcome
+        phase = .idle
+        nextRepeat = endpoint.now
     }
+}
 
-    /// Asks everybody who has not answered in this phase.
-    private func ask() {
-        switch phase {
-        case .idle: break
-        case .opening:
-            for rank in participants.sorted() where slots[rank] == nil {
-                var message = message(.open, rank: rank)
-                (message.ranks, message.others) = (list(lost), list(participants))
-                send(message, to: receivers[rank])
-            }
-        case .training: for rank in working.sorted() where !answered.contains(rank) { start(rank) }
-        case .verifying:
-            for rank in participants.sorted() where !answered.contains(rank) {
-                send(message(.verify, rank: rank), to: receivers[rank])
-            }
-        case .committing:
-            for rank in participants.sorted() where !answered.contains(rank) {
-                send(message(.commit, rank: rank), to: receivers[rank])
-            }
-        case .rollingBack:
-            for rank in receivers.keys.sorted() where !answered.contains(rank) {
-                send(message(.rollback, rank: rank), to: receivers[rank])
-            }
-        }
-    }
-
-    private func start(_ rank: Int) {
-        for (other, member) in trainers.sorted(by: { $0.key < $1.key }) where other != rank && member.isAlive
-        {
-            var peer = message(.peer, isTrainer: true, rank: other)
-            peer.bytes = member.address.encoded()
-            send(peer, to: trainers[rank])
-        }
-        var start = message(.start, isTrainer: true, rank: rank)
-        (start.ranks, start.others) = (list(lost), list(participants))
-        send(start, to: trainers[rank])
-        for (receiver, slot) in slots.sorted(by: { $0.key < $1.key }) {
-            var target = message(.target, isTrainer: true, rank: receiver)
-            (target.first, target.second, target.bytes) = (slot.first, slot.second, slot.bytes)
-            send(target, to: trainers[rank])
-        }
-    }
-
-    private func list(_ ranks: Set<Int>) -> [UInt32] { ranks.sorted().map { UInt32($0) } }
+extension WeightMessage {
+    /// What `bytes` say, where they are a text.
+    var text: String { String(decoding: bytes, as: UTF8.self) }
 }
 
 extension Duration {

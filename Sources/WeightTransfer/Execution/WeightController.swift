@@ -4,34 +4,21 @@ public import TransferEngine
 /// when it says so.
 ///
 /// An attempt has four phases: receivers open their spare slots; trainers write; receivers compare digests; receivers
-/// commit. Until
-/// the last phase nothing that is served has changed, and whatever goes wrong begins another attempt without whoever
-/// was lost, or ends
-/// the update. Once all receivers are prepared the version is decided: a receiver that is lost afterwards gets it
-/// when it comes back.
-/// What is not answered is asked again, so that no message has to arrive the first time.
+/// commit. Until the last phase nothing that is served has changed, and whatever goes wrong begins another attempt
+/// without whoever was lost, or ends the update. Once all receivers are prepared the version is decided, once: a
+/// receiver that is lost afterwards, or does not answer in time, is left out and gets it when it is back. Decisions
+/// are numbered, and receivers keep the number: so a controller that follows another learns what was decided last.
+///
+/// What is not answered is asked again, so that no message has to arrive the first time; every phase has an end.
 public final class WeightController {
-    /// How an update went.
-    public enum Outcome: Hashable, Sendable {
-        /// All receivers that are there serve it.
-        case committed
-        /// Nobody serves it, for this reason.
-        case failed(String)
+    enum Phase: Hashable {
+        case idle, opening, training, verifying, committing
+        /// Whether everybody still has a version, and the return to it.
+        case recalling, rollingBack
+
+        /// Whether nothing is decided yet.
+        var isOpen: Bool { self == .opening || self == .training || self == .verifying }
     }
-
-    /// What may take how long.
-    public struct Options: Hashable, Sendable {
-        /// Unanswered messages are repeated after this.
-        public var repeatInterval: Duration = .milliseconds(50)
-        /// A phase that takes longer begins another attempt.
-        public var phaseTimeout: Duration = .seconds(60)
-        /// Attempts at one version.
-        public var attempts = 8
-
-        public init() {}
-    }
-
-    enum Phase: Hashable { case idle, opening, training, verifying, committing, rollingBack }
 
     let endpoint: WeightEndpoint
     let plan: Plan
@@ -42,22 +29,33 @@ public final class WeightController {
     var phase = Phase.idle
     var attempt: UInt32 = 0
     var version: UInt64 = 0
+    /// The attempt that decided `currentVersion`.
+    var decision: UInt32 = 0
     /// The version that is decided and that receivers which come later get.
     public internal(set) var currentVersion: UInt64 = 0
     /// Outcomes of `update`, by version.
     public internal(set) var outcomes: [UInt64: Outcome] = [:]
+    /// How the last `rollback` went; nil while it is under way.
+    public internal(set) var rollbackOutcome: Outcome?
     /// Attempts that were given up, and why.
     public internal(set) var log: [String] = []
     /// How long each phase of the last attempt took: opening, training, verifying, committing.
     public internal(set) var phaseSeconds: [String: Double] = [:]
     var attemptsLeft = 0
     var isCatchingUp = false
-    var wanted: UInt64?
+    var wanted: (version: UInt64, since: UInt64)?
     /// Who takes part in this attempt.
     var lost: Set<Int> = []
     var participants: Set<Int> = []
     var slots: [Int: WeightMessage] = [:]
     var answered: Set<Int> = []
+    /// Receivers that took part in a decision and have not said that they serve it.
+    var leftOut: Set<Int> = []
+    /// How often each task of this update has arrived damaged.
+    var damage: [TaskName: Int] = [:]
+    /// Why receivers do not open.
+    var obstacles: [Int: String] = [:]
+    var updateBegan: UInt64 = 0
     var phaseBegan: UInt64 = 0
     var nextRepeat: UInt64 = 0
 
@@ -98,7 +96,14 @@ public final class WeightController {
     /// Whether an update is under way.
     public var isBusy: Bool { phase != .idle || wanted != nil }
 
-    /// Begins an update of all receivers that are there to a version that all trainers have published or will publish.
+    /// What is under way and who has not answered, for people who wait.
+    public var state: String {
+        let silent = (phase == .training ? working : participants).subtracting(answered).sorted()
+        return "\(phase) version \(version), attempt \(attempt), waiting for \(silent)"
+    }
+
+    /// Begins an update of all receivers that are there to a version that all trainers have published or will publish. The number
+    /// of a version is used once. It has an outcome at the latest `Options.updateTimeout` and two phases later.
     /// - Throws: `invalidArgument` for a version that is not above the current one; `backPressure` while an update is
     ///   wanted already.
     public func update(to version: UInt64) throws(TransferError) {
@@ -109,24 +114,36 @@ public final class WeightController {
         }
         guard wanted == nil else {
             throw TransferError(
-                .backPressure, "version \(wanted ?? 0) waits to be served; wait for its outcome")
+                .backPressure, "version \(wanted?.version ?? 0) waits to be served; wait for its outcome")
         }
-        wanted = version
+        wanted = (version, endpoint.now)
+        // Whoever is late gets the new version instead.
+        if isCatchingUp, phase.isOpen { giveUp(.cancelled) }
     }
 
-    /// Lets all receivers serve the version before, if they still have it whole.
-    /// - Throws: `backPressure` while an update is under way.
+    /// Lets all receivers that are there serve the version before, if all of them still have it whole; otherwise none does.
+    /// `rollbackOutcome` says which.
+    /// - Throws: `backPressure` while an update is under way; `invalidArgument` for the version that is served.
     public func rollback(to version: UInt64) throws(TransferError) {
         guard !isBusy else {
             throw TransferError(.backPressure, "an update is under way; wait for its outcome")
         }
+        guard version != currentVersion else {
+            throw TransferError(.invalidArgument, "version \(version) is the current one")
+        }
+        rollbackOutcome = nil
         self.version = version
-        enter(.rollingBack)
+        isCatchingUp = false
+        nextAttempt()
+        participants = Set(receivers.filter { $0.value.isAlive }.keys)
+        guard !participants.isEmpty else { return endRollback(.failed(.nobodyThere("receiver"))) }
+        enter(.recalling)
     }
 
     /// Ends the update that is under way: nobody serves it.
     public func cancel() {
+        if let wanted { outcomes[wanted.version] = .failed(.cancelled) }
         wanted = nil
-        if [.opening, .training, .verifying].contains(phase) { giveUp("cancelled by the caller") }
+        if phase.isOpen { giveUp(.cancelled) }
     }
 }

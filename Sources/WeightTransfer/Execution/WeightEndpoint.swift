@@ -3,19 +3,24 @@ public import TransferEngine
 
 /// One process of a weight update: an engine, and the roles that it has - trainer, receiver, controller, or several.
 ///
+/// Whoever makes a role keeps it: a role that is gone takes no further part.
+///
 /// Nothing here has a thread or a clock: whoever owns the endpoint calls `poll` often, from one thread, with the time
 /// of its own clock.
 /// So the same code runs on a thread over real NICs and in a simulation.
 public final class WeightEndpoint {
     /// The engine that carries everything. Its receive pool belongs to the endpoint.
     public let engine: TransferEngine
-    var trainer: WeightTrainer?
-    var receiver: WeightReceiver?
-    var controller: WeightController?
+    // Roles hold their endpoint: it must not hold them, or nothing of either would ever be given back.
+    weak var trainer: WeightTrainer?
+    weak var receiver: WeightReceiver?
+    weak var controller: WeightController?
     /// The highest term of a controller that has been heard.
     var term: UInt32 = 0
     /// Nanoseconds, of the last `poll`.
     private(set) var now: UInt64 = 0
+    /// For tests: messages that this process never gets.
+    var isLost: ((WeightMessage) -> Bool)?
     private let mailbox = Mailbox()
     private var peers: [EngineID: Peer] = [:]
     private var nextJoin: UInt64 = 0
@@ -46,7 +51,7 @@ public final class WeightEndpoint {
             defer { messages = [] }
             return messages
         }
-        for message in messages { dispatch(message) }
+        for message in messages where isLost?(message) != true { dispatch(message) }
         if now >= nextJoin {
             nextJoin = now + Self.joinInterval
             trainer?.join()
@@ -63,7 +68,8 @@ public final class WeightEndpoint {
         switch message.kind {
         case .join, .opened, .trained, .prepared, .committed: controller?.handle(message)
         case .pull: trainer?.handle(message)
-        case .peer, .target, .start, .finished, .open, .verify, .commit, .rollback, .abort:
+        case .peer, .target, .start, .finished, .open, .verify, .commit, .recall, .rollback,
+            .abort:
             guard message.term >= term else { return }
             term = message.term
             if message.kind == .abort || message.isTrainer { trainer?.handle(message) }

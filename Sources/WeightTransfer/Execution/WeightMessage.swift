@@ -24,7 +24,9 @@ struct WeightMessage: Hashable, Sendable {
         /// Controller to receiver: serve this version. Answered by `committed`.
         case commit
         case committed
-        /// Controller to receiver: serve the version before. Answered by `committed`.
+        /// Controller to receiver: do you still have this version? Answered by `committed`.
+        case recall
+        /// Controller to receiver: serve that version again. Answered by `committed`.
         case rollback
         /// Controller to everybody: this attempt is over.
         case abort
@@ -50,6 +52,8 @@ struct WeightMessage: Hashable, Sendable {
     /// Ranks: lost trainers, or receivers.
     var ranks: [UInt32] = []
     var others: [UInt32] = []
+    /// Tasks that arrived damaged, `TaskName.wordCount` words each.
+    var tasks: [UInt32] = []
     /// An address, a descriptor or a text.
     var bytes: [UInt8] = []
 
@@ -60,11 +64,11 @@ struct WeightMessage: Hashable, Sendable {
     func encoded() -> [UInt8] {
         var writer = ByteWriter()
         writer.write(Self.mark)
-        writer.write(UInt8(1))
+        writer.write(UInt8(2))
         for value in [kind.rawValue, isTrainer ? 1 : 0, status.rawValue] { writer.write(value) }
         for value in [rank, term, attempt] { writer.write(value) }
         for value in [version, first, second] { writer.write(value) }
-        for list in [ranks, others] {
+        for list in [ranks, others, tasks] {
             writer.write(UInt16(list.count))
             for value in list { writer.write(value) }
         }
@@ -77,7 +81,7 @@ struct WeightMessage: Hashable, Sendable {
     init?(decoding bytes: [UInt8]) {
         var reader = ByteReader(bytes.span)
         do throws(TransferError) {
-            guard try reader.read(UInt16.self) == Self.mark, try reader.read(UInt8.self) == 1,
+            guard try reader.read(UInt16.self) == Self.mark, try reader.read(UInt8.self) == 2,
                 let kind = Kind(rawValue: try reader.read())
             else { return nil }
             self.kind = kind
@@ -92,6 +96,7 @@ struct WeightMessage: Hashable, Sendable {
             second = try reader.read()
             ranks = try Self.list(&reader)
             others = try Self.list(&reader)
+            tasks = try Self.list(&reader)
             let count = Int(try reader.read(UInt16.self))
             guard count == reader.remaining else { return nil }
             for _ in 0..<count { self.bytes.append(try reader.read()) }

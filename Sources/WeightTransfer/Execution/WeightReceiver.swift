@@ -17,13 +17,19 @@ public final class WeightReceiver: @unchecked Sendable {
     private var phase = Phase.idle
     /// What is being received, and by which plan.
     private var version: UInt64 = 0
-    private var attempt: UInt32 = 0
+    private(set) var attempt: UInt32 = 0
     private var plan: Plan
     private var index: PlanIndex
     private var lease: ImmediateLease?
+    /// The attempt that decided what is served.
+    private var decision: UInt32 = 0
     private var failure = ""
+    /// Tasks that are not what their trainers sent.
+    private var damaged: [(name: TaskName, owner: Int32)] = []
     private var isVerifying: Int = 0
     private let engine: TransferEngine
+    /// Damaged tasks that are named in one attempt; more wait for the next one.
+    private static let reported = 16
     /// For tests: called with the spare slot when everything has arrived, before it is looked at.
     var spoil: ((MemoryRegion) -> Void)?
 
@@ -99,19 +105,25 @@ public final class WeightReceiver: @unchecked Sendable {
         var message = WeightMessage(.join)
         message.rank = UInt32(rank)
         message.first = activeVersion ?? 0
+        message.attempt = decision
         message.bytes = engine.address.encoded()
         endpoint.send(message, to: controller())
     }
 
     func handle(_ message: WeightMessage) {
         guard message.rank == UInt32(rank) || message.kind == .abort else { return }
+        let isPresent = message.version == version && message.attempt == attempt
         switch message.kind {
-        case .open: open(message)
-        case .verify where message.version == version && message.attempt == attempt: answerVerify()
-        case .commit: commit(message.version, message)
-        case .rollback: rollback(to: message.version, message)
-        case .abort where message.version == version && message.attempt == attempt && phase != .idle:
-            phase = .idle
+        case .open: open(message, isPresent)
+        case .verify where isPresent: answerVerify()
+        case .commit:
+            if isPresent, phase == .prepared { flip() }
+            answerCommitted(message, isDone: activeVersion == message.version)
+        // Whatever is older than this, and comes later, must change nothing.
+        case .recall where message.attempt >= attempt, .rollback where message.attempt >= attempt:
+            (attempt, phase) = (message.attempt, .idle)
+            returnTo(message)
+        case .abort where isPresent: phase = .idle
         default: break
         }
     }
@@ -120,18 +132,21 @@ public final class WeightReceiver: @unchecked Sendable {
     private var spare: Int { serving.withLock { $0.active == 0 ? 1 : 0 } }
 
     /// Ends everybody's right to write into the spare slot, and grants it anew: what an earlier attempt still has
-    /// under way can neither
-    /// land nor be counted.
-    private func open(_ message: WeightMessage) {
-        if phase != .idle, message.version == version, message.attempt == attempt { return answerOpened() }
-        guard message.version != activeVersion else { return }
+    /// under way can neither land nor be counted.
+    private func open(_ message: WeightMessage, _ isPresent: Bool) {
+        if isPresent, phase != .idle { return answerOpened(message) }
+        // Attempts rise: a question of an earlier one that was held up does not undo a later one.
+        guard message.attempt > attempt, message.version != activeVersion else { return }
         let spare = spare
         let mayWrite = serving.withLock { serving in
             guard serving.readers[spare] == 0 else { return false }
             serving.versions[spare] = nil
             return true
         }
-        guard mayWrite else { return }
+        guard mayWrite else {
+            return answerOpened(message, obstacle: "the version before is still being read")
+        }
+        phase = .idle
         do throws(TransferError) {
             slots[spare] = try engine.revoke(slots[spare])
             if let lease { try engine.end(lease, isQuiet: true) }
@@ -142,22 +157,30 @@ public final class WeightReceiver: @unchecked Sendable {
             index = PlanIndex(plan)
             version = message.version
             attempt = message.attempt
+            (failure, damaged) = ("", [])
             phase = .opened
-            answerOpened()
-        } catch {
-            phase = .idle
-        }
+            answerOpened(message)
+        } catch { answerOpened(message, obstacle: error.description) }
     }
 
-    private func answerOpened() {
-        guard let lease else { return }
-        var answer = WeightMessage(.opened)
+    private func answer(_ kind: WeightMessage.Kind, _ message: WeightMessage) -> WeightMessage {
+        var answer = WeightMessage(kind)
         answer.rank = UInt32(rank)
-        answer.version = version
-        answer.attempt = attempt
-        answer.first = UInt64(lease[0].value) | UInt64(lease[1].value) << 32
-        answer.second = activeVersion ?? 0
-        answer.bytes = engine.descriptor(of: slots[spare]).encoded()
+        answer.version = message.version
+        answer.attempt = message.attempt
+        return answer
+    }
+
+    private func answerOpened(_ message: WeightMessage, obstacle: String? = nil) {
+        var answer = answer(.opened, message)
+        if let obstacle {
+            answer.bytes = Array(obstacle.utf8.prefix(1000))
+        } else if let lease {
+            answer.status = .done
+            answer.first = UInt64(lease[0].value) | UInt64(lease[1].value) << 32
+            answer.second = activeVersion ?? 0
+            answer.bytes = engine.descriptor(of: slots[spare]).encoded()
+        }
         endpoint.send(answer, to: controller())
     }
 
@@ -168,33 +191,36 @@ public final class WeightReceiver: @unchecked Sendable {
         answer.attempt = attempt
         answer.status = phase == .prepared ? .done : phase == .failed ? .failed : .busy
         answer.bytes = Array(failure.utf8.prefix(1000))
+        answer.tasks = damaged.flatMap { $0.name.words }
+        answer.ranks = damaged.last.map { [UInt32($0.owner)] } ?? []
         endpoint.send(answer, to: controller())
     }
 
-    private func commit(_ version: UInt64, _ message: WeightMessage) {
-        if phase == .prepared, version == self.version, message.attempt == attempt {
-            let spare = spare
-            serving.withLock { serving in
-                serving.versions[spare] = version
-                serving.active = spare
-            }
-            phase = .idle
-        }
-        answerCommitted()
-    }
-
-    private func rollback(to version: UInt64, _ message: WeightMessage) {
+    private func flip() {
         let spare = spare
         serving.withLock { serving in
-            if serving.versions[spare] == version { serving.active = spare }
+            serving.versions[spare] = version
+            serving.active = spare
         }
-        answerCommitted()
+        decision = attempt
+        phase = .idle
     }
 
-    private func answerCommitted() {
-        var answer = WeightMessage(.committed)
-        answer.rank = UInt32(rank)
+    /// Says whether a version is still here, and serves it if that was asked.
+    private func returnTo(_ message: WeightMessage) {
+        let hasVersion = serving.withLock { serving in
+            guard let slot = serving.versions.firstIndex(of: message.version) else { return false }
+            if message.kind == .rollback { serving.active = slot }
+            return true
+        }
+        if hasVersion, message.kind == .rollback { decision = message.attempt }
+        answerCommitted(message, isDone: hasVersion)
+    }
+
+    private func answerCommitted(_ message: WeightMessage, isDone: Bool) {
+        var answer = answer(.committed, message)
         answer.version = activeVersion ?? 0
+        answer.status = isDone ? .done : .failed
         endpoint.send(answer, to: controller())
     }
 
@@ -236,8 +262,8 @@ public final class WeightReceiver: @unchecked Sendable {
 
     /// Compares one task with its trainer's digest; a task that has not changed is copied from the slot that is served before.
     private func verifyNext() {
-        guard isVerifying < index.arrivals[rank].count else {
-            phase = .prepared
+        guard isVerifying < index.arrivals[rank].count, damaged.count < Self.reported else {
+            phase = damaged.isEmpty ? .prepared : .failed
             return answerVerify()
         }
         let entry = entry(isVerifying)
@@ -267,8 +293,7 @@ public final class WeightReceiver: @unchecked Sendable {
         }
         if digest != entry.digest {
             failure = "'\(target.name)' \(task.box) from trainer \(task.owner) is not what that trainer sent"
-            phase = .failed
-            answerVerify()
+            damaged.append((TaskName(task), task.owner))
         }
     }
 }

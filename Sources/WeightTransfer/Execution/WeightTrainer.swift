@@ -22,22 +22,22 @@ public final class WeightTrainer {
     private var peers: [Int: EngineAddress] = [:]
     private var waitingPulls: [WeightMessage] = []
     var run: TrainerRun?
+    /// Writes to other trainers.
+    private var lent: [Transfer] = []
     private var planned: (excluded: [UInt32], receivers: [UInt32], plan: Plan, index: PlanIndex)?
     /// What has been written in attempts of the present version: not sent again after somebody else was lost.
-    var delivered: [TaskKey: ArrivalRecord] = [:]
+    var delivered: [TaskName: ArrivalRecord] = [:]
     private var deliveredVersion: UInt64 = 0
+    private var newestAttempt: UInt32 = 0
+    private var staging: MemoryRegion?
     /// What the version that is served everywhere was made of.
-    var served: (version: UInt64, records: [TaskKey: ArrivalRecord]) = (0, [:])
+    var served: (version: UInt64, records: [TaskName: ArrivalRecord]) = (0, [:])
+    /// The version that the controller has said is served; nil before the first.
+    public var servedVersion: UInt64? { served.version == 0 ? nil : served.version }
     /// Bytes written to receivers since the beginning.
     public internal(set) var sentBytes = 0
     /// Whether tasks whose sources have not changed are left out.
     public var isDelta = true
-
-    /// A task, whatever its number in a plan.
-    struct TaskKey: Hashable {
-        var target: Int32
-        var box: Box
-    }
 
     struct ArrivalRecord {
         /// Of the shards that it was made of; nil when some were fetched.
@@ -84,8 +84,21 @@ public final class WeightTrainer {
         for pull in waiting { handle(pull) }
     }
 
+    /// Says that `memory` is about to change: until the next `publish` nothing of it is sent, to receivers that come late neither.
+    /// - Throws: `backPressure` while something of it is under way; ask again, or wait for the update's outcome.
+    public func withdraw() throws(TransferError) {
+        published = 0
+        guard !isBusy else {
+            throw TransferError(
+                .backPressure, "trainer \(rank) is sending; change its memory when the update has an outcome")
+        }
+    }
+
     /// Whether something of an update is under way, so that `memory` must stay as it is.
-    public var isBusy: Bool { run.map { !$0.isOver } ?? false }
+    public var isBusy: Bool {
+        lent.removeAll { !engine.isPending($0) }
+        return run.map { !$0.isOver } ?? false || !lent.isEmpty
+    }
 
     // MARK: Messages
 
@@ -113,17 +126,38 @@ public final class WeightTrainer {
         }
     }
 
+    /// Temporary memory of at least `byteCount` bytes: that of the run before, if it has as much.
+    func takeStaging(_ byteCount: Int) throws(TransferError) -> MemoryRegion {
+        if let kept = staging {
+            staging = nil
+            if kept.byteCount >= byteCount { return kept }
+            try? engine.deregister(kept)
+        }
+        return try engine.allocate(byteCount: byteCount)
+    }
+
+    /// - Parameter isQuiet: Whether nobody writes into it any more; otherwise that right ends here.
+    func giveBackStaging(_ region: MemoryRegion, isQuiet: Bool) {
+        if isQuiet, staging == nil { staging = region } else { try? engine.deregister(region) }
+    }
+
     func address(of trainer: Int) -> EngineAddress? { peers[trainer] }
 
     private func start(_ message: WeightMessage) {
         if let run, run.isAbout(message) { return answer(run) }
-        guard published == message.version else { return }
+        // An attempt that is over must not begin again, however late it is asked for.
+        guard published == message.version, message.attempt > newestAttempt else { return }
         // The run before must be quiet: its temporary memory and its immediates are used again.
         if let run, !run.isOver { return run.cancel() }
         run?.close()
         run = nil
+        newestAttempt = message.attempt
         if deliveredVersion != message.version { delivered = [:] }
         deliveredVersion = message.version
+        for task in TaskName.list(message.tasks) {
+            delivered[task] = nil
+            served.records[task] = nil
+        }
         do throws(TransferError) {
             let (plan, index) = try plan(message)
             let run = try TrainerRun(self, plan, index, message)
@@ -184,10 +218,12 @@ public final class WeightTrainer {
             let remote = try? engine.attach(descriptor)
         else { return }
         let bytes = base.model.tensors[numbers[0]].type.byteCount
-        _ = try? engine.write(
+        let transfer = try? engine.write(
             Strips(box, in: entry.box, at: entry.offset, elementBytes: bytes), of: memory,
             to: Strips(packed: box, at: Int(message.second), elementBytes: bytes), of: remote,
             immediate: Immediate(truncatingIfNeeded: message.first))
+        if lent.count > 256 { lent.removeAll { !engine.isPending($0) } }
+        if let transfer { lent.append(transfer) }
     }
 
     func poll() -> Bool {

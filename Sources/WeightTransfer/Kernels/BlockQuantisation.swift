@@ -5,7 +5,7 @@
 /// 32 bits and rounded to nearest, ties to even: what `(x.float() * (448 / a)).to(torch.float8_e4m3fn)` gives, where
 /// PyTorch divides a number by a tensor in just these two steps, and the convention of
 /// DeepSeek-V3's weights. A block with an infinity or a NaN becomes NaN, scale and all, as there.
-enum BlockQuantisation {
+package enum BlockQuantisation {
     /// The largest finite E4M3 number.
     static let largest: Float = 448
     /// Blocks whose largest magnitude is below this are scaled as if it were this.
@@ -18,7 +18,7 @@ enum BlockQuantisation {
     ///   - target: The first byte; rows follow each other without gaps.
     ///   - scales: The first scale; rows of blocks follow each other without gaps.
     /// - Complexity: O(rows * columns), a little over one cycle for each element.
-    static func quantise(
+    package static func quantise(
         _ source: UnsafePointer<UInt16>, sourceStride: Int, rows: Int, columns: Int,
         to target: UnsafeMutablePointer<UInt8>, scales: UnsafeMutablePointer<Float>
     ) {
