@@ -1,7 +1,8 @@
 # make demo | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-netns | bench-rdma | docs |
 # format: each sets up what it needs, then does its job.
 SHELL := /bin/bash
-PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
+PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers libhwloc-dev libhwloc15 \
+  python3-pip coreutils
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
 RIG ?= qemu
 RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils perftest libfabric-bin \
@@ -18,7 +19,7 @@ SYSTEMS := ExpertParallelTests|KVCacheTransferTests|WeightTransferTests|Transfer
 # The suites whose promise holds for optimised code only, and only when nothing else allocates.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-moe \
+.PHONY: setup model demo test test-operations fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-moe \
   bench-netns bench-rdma docs format lint clean
 
 setup:
@@ -57,6 +58,8 @@ test: setup lint
 	$(MAKE) fuzz SECONDS=3
 	dev/docs
 	swift build -c release --product te
+	dev/check-doc-blocks $(TE)
+	$(MAKE) test-operations
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
 	$(TE) kv soak --seconds 20
@@ -71,6 +74,11 @@ test: setup lint
 SECONDS := 60
 fuzz: setup
 	Fuzz/run -s $(SECONDS) $(TARGETS)
+
+# The operators' commands, and the metrics in a real Prometheus: docs/operations.md.
+test-operations: PACKAGES += prometheus python3
+test-operations: $(TE)
+	IntegrationTests/operations/run $(TE)
 
 # On soft-RoCE, in a guest: docs/rdma-rig.md. RIG=uml takes user-mode Linux, TESTS=words only the tests that are named so.
 setup-rdma:
