@@ -267,8 +267,8 @@ extension TransferError.Code {
                     "Memory, a NIC or a bus altered it.",
                 ],
                 do:
-                    "Send again what the message names. If it happens again with a source that nobody touches, suspect the memory "
-                    + "of the hosts and the NIC it went over.")
+                    "Send again what the message names. If it happens again with a source that nobody touches, suspect the "
+                    + "memory of the hosts and the NIC it went over.")
         }
     }
 }

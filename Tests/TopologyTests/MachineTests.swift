@@ -4,8 +4,8 @@ import TransferCore
 
 /// Machines that exist, as hwloc saw them. Each table is what a person who knows the machine would write.
 @Suite struct MachineTests {
-    /// A virtual machine without switches: all devices hang on one host bridge, and it belongs to no NUMA node. All eight GPUs are
-    /// equally far from the only NIC with RDMA, so each gets an eighth of it. The two NUMA nodes do not know where it is.
+    /// A virtual machine without switches: all devices hang on one host bridge, and it belongs to no NUMA node. All eight GPUs
+    /// are equally far from the only NIC with RDMA, so each gets an eighth of it. The two NUMA nodes do not know where it is.
     @Test(arguments: ["p3dn.24xl", "g5.48xl"]) func oneNICForEight(_ name: String) throws {
         let machine = try machine(name)
         #expect(machine.nics.map(\.name) == ["rdmap0s21"], "the ENA beside it has no RDMA")
