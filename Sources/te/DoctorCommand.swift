@@ -17,8 +17,8 @@ struct DoctorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor", abstract: "Find what makes transfers fail or slow here, and say what to do.",
         discussion: """
-            Exits with 0 when nothing is wrong, 1 after warnings, 2 after errors. --capture writes what was looked at into a \
-            directory, which --root examines on any machine.
+            Exits with 0 when nothing is wrong, 1 after warnings, 2 after errors. --capture writes what was \
+            looked at into a directory, which --root examines on any machine.
             """)
 
     @Option(help: "A directory that --capture made, instead of this machine.")

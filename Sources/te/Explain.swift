@@ -8,10 +8,10 @@ struct Explain: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Show how a request would travel, and why: NICs, work requests, immediates, time.",
         discussion: """
-            By default an engine is opened on --nics, and another one on --peer-nics in its place of a peer. With --assume \
-            nothing is opened: NICs are taken to be there, as FABRIC:NAME@MBIT says.
+            By default an engine is opened on --nics, and another one on --peer-nics in the place of a peer. \
+            With --assume nothing is opened: NICs are taken to be there, as FABRIC:NAME@MBIT says.
               te explain --bytes 1048576 --nics tcp:127.0.0.1@1000,tcp:127.0.0.2@1000
-              te explain --assume --pages 1024 --bytes 65536 --nics efa:a@100000,efa:b@100000 --peer-nics efa:c@200000
+              te explain --assume --pages 1024 --nics efa:a@100000,efa:b@100000 --peer-nics efa:c@200000
             """)
 
     @Option(help: "Bytes of the write, of each page, or for each peer.")

@@ -39,8 +39,9 @@ import TransferCore
     /// Names are as they have always been: programs and dashboards know them.
     @Test func namesAreStable() {
         let names = """
-            invalidArgument outOfRange malformedDescriptor unsupportedVersion accessDenied staleRegion backPressure \
-            limitReached unreachable peerLost providerFailed stalled cancelled unavailable closed digestMismatch \
+            invalidArgument outOfRange malformedDescriptor unsupportedVersion accessDenied staleRegion \
+            backPressure limitReached unreachable peerLost providerFailed stalled cancelled unavailable \
+            closed digestMismatch \
             unauthenticated forged replayed expired
             """
         #expect(
