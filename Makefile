@@ -1,7 +1,8 @@
-# make demo | demo-weights | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-weights | bench-netns | bench-rdma | docs |
-# format: each sets up what it needs, then does its job.
+# make demo | demo-weights | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-weights |
+# bench-netns | bench-rdma | docs | format: each sets up what it needs, then does its job.
 SHELL := /bin/bash
-PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers python3-pip coreutils
+PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers libhwloc-dev libhwloc15 \
+  python3-pip coreutils
 # What `make test-rdma` needs beside those: for both kinds of guests, for QEMU, for compiling user-mode Linux.
 RIG ?= qemu
 RIG_PACKAGES := busybox-static kmod cpio xz-utils iproute2 rdma-core ibverbs-utils perftest libfabric-bin \
@@ -18,7 +19,8 @@ SYSTEMS := ExpertParallelTests|KVCacheTransferTests|WeightTransferTests|Transfer
 # The suites whose promise holds for optimised code only, and only when nothing else allocates.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo demo-weights test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-moe bench-weights \
+.PHONY: setup model demo demo-weights test test-operations fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench \
+  bench-peers bench-moe bench-weights \
   bench-netns bench-rdma docs format lint clean
 
 setup:
@@ -65,6 +67,8 @@ test: setup lint
 	$(MAKE) fuzz SECONDS=3
 	dev/docs
 	swift build -c release --product te
+	dev/check-doc-blocks $(TE)
+	$(MAKE) test-operations
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
 	$(TE) kv soak --seconds 20
@@ -79,6 +83,11 @@ test: setup lint
 SECONDS := 60
 fuzz: setup
 	Fuzz/run -s $(SECONDS) $(TARGETS)
+
+# The operators' commands, and the metrics in a real Prometheus: docs/operations.md.
+test-operations: PACKAGES += prometheus python3
+test-operations: $(TE)
+	IntegrationTests/operations/run $(TE)
 
 # On soft-RoCE, in a guest: docs/rdma-rig.md. RIG=uml takes user-mode Linux, TESTS=words only the tests that are named so.
 setup-rdma:

@@ -30,6 +30,9 @@ let package = Package(
         // The C interface, with the Swift runtime inside: `make lib`.
         .library(name: "transferengine", type: .dynamic, targets: ["TransferEngineC"]),
         .library(name: "ExpertParallel", targets: ["ExpertParallel"]),
+        .library(name: "Topology", targets: ["Topology"]),
+        .library(name: "Doctor", targets: ["Doctor"]),
+        .library(name: "EngineMetrics", targets: ["EngineMetrics"]),
         .library(name: "KVCacheTransfer", targets: ["KVCacheTransfer"]),
         .library(name: "TransferDirectory", targets: ["TransferDirectory"]),
         .library(name: "WeightTransfer", targets: ["WeightTransfer"]),
@@ -39,16 +42,23 @@ let package = Package(
         .trait(name: "Libfabric", description: "TCP, EFA and verbs through libfabric (loaded at run time)"),
         .trait(name: "Verbs", description: "RDMA NICs through libibverbs (loaded at run time)"),
         .trait(name: "Authentication", description: "Signed descriptors and messages, with swift-crypto"),
-        .default(enabledTraits: ["Libfabric", "Verbs", "Authentication"]),
+        .trait(
+            name: "Metrics", description: "swift-metrics and a Prometheus endpoint, in EngineMetrics only"),
+        .default(enabledTraits: ["Libfabric", "Verbs", "Authentication", "Metrics"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser.git", from: "1.5.0"),
         .package(url: "https://github.com/apple/swift-crypto.git", from: "4.0.0"),
+        .package(url: "https://github.com/apple/swift-metrics.git", from: "2.5.0"),
+        .package(url: "https://github.com/swhitty/FlyingFox.git", from: "0.27.0"),
     ],
     targets: [
         .target(name: "CPlatform"),
         .target(name: "CLibfabric"),
         .target(name: "CVerbs"),
+        .target(name: "CHwloc"),
+        .target(name: "Doctor", swiftSettings: strict + safe),
+        .target(name: "Topology", dependencies: ["TransferCore", "CHwloc"], swiftSettings: strict + safe),
         .target(name: "TransferCore", swiftSettings: hot + safe),
         .target(name: "Platform", dependencies: ["TransferCore", "CPlatform"], swiftSettings: hot + safe),
         .target(
@@ -70,6 +80,15 @@ let package = Package(
                     name: "Crypto", package: "swift-crypto", condition: .when(traits: ["Authentication"])),
             ],
             swiftSettings: hot + safe),
+        .target(
+            name: "EngineMetrics",
+            dependencies: [
+                "TransferEngine",
+                .product(
+                    name: "CoreMetrics", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
+                .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["Metrics"])),
+                .product(name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["Metrics"])),
+            ], swiftSettings: strict + safe),
         .target(name: "CTransferEngine"),
         // C types at every border: `unsafe` would be everywhere. Boundary.swift is where pointers of callers are read.
         .target(
@@ -108,7 +127,7 @@ let package = Package(
             name: "te",
             dependencies: [
                 "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation",
-                "Platform",
+                "Platform", "Topology", "Doctor", "EngineMetrics",
                 "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
@@ -158,6 +177,17 @@ let package = Package(
             name: "WeightTransferTests",
             dependencies: ["WeightTransfer", "TransferEngine", "Simulation", libfabric],
             exclude: ["golden"], swiftSettings: strict),
+        .testTarget(
+            name: "TopologyTests", dependencies: ["Topology", "TransferCore"], exclude: ["machines"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "EngineMetricsTests",
+            dependencies: [
+                "EngineMetrics", "TransferEngine",
+                .product(
+                    name: "MetricsTestKit", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
+            ], swiftSettings: strict),
+        .testTarget(name: "DoctorTests", dependencies: ["Doctor"], swiftSettings: strict),
         .testTarget(name: "TidyTests", swiftSettings: strict + safe),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(

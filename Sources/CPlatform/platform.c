@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/timex.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
@@ -55,6 +56,11 @@ int te_ticks_are_steady(void) {
 }
 
 uint64_t te_wall_nanoseconds(void) { return nanoseconds(CLOCK_REALTIME); }
+int te_wall_clock_is_kept(void) {
+    struct timex state = {0};
+    int result = adjtimex(&state);
+    return result < 0 ? -1 : result != TIME_ERROR;
+}
 uint64_t te_process_cpu_nanoseconds(void) { return nanoseconds(CLOCK_PROCESS_CPUTIME_ID); }
 
 static _Thread_local char thread_token;

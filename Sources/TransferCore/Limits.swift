@@ -11,6 +11,8 @@ public enum Limits {
     public static let attachments = 65536
     /// Engines that one engine knows; beyond that it does not answer those that it has not attached itself.
     public static let peers = 16384
+    /// Peers that an engine counts one by one; those beyond it are counted together.
+    public static let countedPeers = 1024
     /// Transfers in flight on one device; submitting another is `TransferError.Code.backPressure`.
     public static let transfers = 4096
     /// Counter waits that one engine may have outstanding; they share the table of the transfers.

@@ -71,6 +71,21 @@ public struct StripePlanner: Sendable {
         }
         return count
     }
+
+    /// Bytes up to which pages that are neighbours on both sides travel as one request; 0 is never.
+    /// - Parameters:
+    ///   - pageBytes: Bytes of a page.
+    ///   - areAdjacent: Whether neighbouring pages lie side by side in memory, on both sides.
+    ///   - counts: Whether the pages are counted.
+    ///   - countsManyBytes: The largest request that may carry several counts.
+    ///   - maximumWriteBytes: The largest request of all.
+    @inlinable public static func mergeLimit(
+        pageBytes: Int, areAdjacent: Bool, counts: Bool, countsManyBytes: UInt64, maximumWriteBytes: UInt64
+    ) -> Int {
+        guard pageBytes > 0, areAdjacent else { return 0 }
+        let limit = min(maximumWriteBytes, 1 << 40)
+        return Int(counts ? min(countsManyBytes, limit) : limit)
+    }
 }
 
 /// A part of a write for one rail.
@@ -89,5 +104,28 @@ public struct Piece: Hashable, Sendable {
         self.offset = offset
         self.length = length
         self.eighths = eighths
+    }
+
+    /// The next request of this piece in a stage, beginning at `offset` or later; nil when there is none. The last chunk
+    /// carries the count, when all others are there.
+    /// - Parameters:
+    ///   - offset: Where to go on within the piece.
+    ///   - limit: The longest request.
+    ///   - counts: Whether the write is counted; otherwise there is one stage and nothing carries a count.
+    ///   - isSilent: Whether this is the stage before the counted requests.
+    @inlinable public func chunk(
+        from offset: Int, limit: UInt64, counts: Bool, isSilent: Bool
+    ) -> (offset: Int, length: Int, eighths: UInt32)? {
+        let limit = Int(clamping: limit)
+        guard counts else {
+            return offset < length ? (offset, min(limit, length - offset), 0) : nil
+        }
+        if length <= limit, eighths > 0 {
+            if isSilent { return nil }
+            return offset == 0 ? (0, length, eighths) : nil
+        }
+        let last = eighths > 0 ? (length - 1) / limit * limit : length
+        if isSilent { return offset < last ? (offset, min(limit, last - offset), 0) : nil }
+        return eighths > 0 && offset <= last ? (last, length - last, eighths) : nil
     }
 }

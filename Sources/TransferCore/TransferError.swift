@@ -5,7 +5,7 @@
 public struct TransferError: Error, Equatable, Hashable, Sendable, CustomStringConvertible {
     /// The kind of failure. New kinds may be added; keep a `default` case.
     public struct Code: Hashable, Sendable, CustomStringConvertible {
-        @usableFromInline enum Kind: UInt8, Sendable {
+        @usableFromInline enum Kind: UInt8, CaseIterable, Sendable {
             case invalidArgument, outOfRange, malformedDescriptor, unsupportedVersion, accessDenied
             case staleRegion, backPressure, limitReached, unreachable, peerLost, providerFailed
             case stalled, cancelled, unavailable, closed, digestMismatch

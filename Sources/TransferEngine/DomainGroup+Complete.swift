@@ -52,6 +52,7 @@ extension DomainGroup {
         slot.lastProgress = hot.value.now
         precondition(slot.inFlight >= 0, "a provider completed a request twice")
         traceCompletion(completion, slot.inFlight, domain)
+        tally(completion, domain)
         if completion.status != .success, !recover(&slot, completion, domain) {
             fail(&slot, completion.status, completion.detail, domain, peer: completion.peer)
         }
@@ -116,6 +117,7 @@ extension DomainGroup {
         let old = statuses[index].load(ordering: .relaxed)
         let transfer = Transfer(index: index, generation: UInt32(old >> 32))
         traceEnd(slot, index, result)
+        tally(slot.kind, result)
         if case .failure(let error) = result { outcomes.withLock { $0.remember(error, of: transfer) } }
         let callback = slot.callback
         slot.callback = nil

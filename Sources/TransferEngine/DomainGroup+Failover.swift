@@ -126,6 +126,7 @@ extension DomainGroup {
         link.pause = max(link.pause, liveness.firstPause)
         link.nextTry = hot.value.now &+ link.pause
         hot.value.downLinks += 1
+        counters.nics[link.domain].linkFailures.raise()
         hot.value.nextTend = 0
         unsafe domains[link.domain].sever(UnsafePointer(link.key.address(of: 0)))
     }

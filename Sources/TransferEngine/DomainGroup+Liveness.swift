@@ -77,7 +77,9 @@ extension DomainGroup {
     private func hasBeenHeard(_ peer: PeerRecord) {
         peer.lastHeard = hot.value.now
         peer.askedSince = 0
+        guard peer.isLost else { return }
         peer.isLost = false
+        links.totals[peer.place].isLost.store(false, ordering: .relaxed)
     }
 
     private func answer(_ message: ControlMessage, from sender: EngineID) {
@@ -126,7 +128,7 @@ extension DomainGroup {
         }
         made.generation = nextGeneration()
         attachments[index] = made
-        links.peers[sender]?.name = address.name
+        links.name(sender, address.name)
         links.peers[sender]?.landing = index
         hot.value.metPeers += 1
     }
@@ -279,6 +281,7 @@ extension DomainGroup {
     /// Fails everything that waits for a peer, by name. O(slots in use).
     func lose(_ peer: PeerRecord) {
         peer.isLost = true
+        links.totals[peer.place].isLost.store(true, ordering: .relaxed)
         for link in peer.links { bringDown(link) }
         links.outbox.removeAll { links.all[$0.link]?.peer === peer }
         let silence = (hot.value.now &- min(hot.value.now, peer.lastHeard)) / 1_000_000

@@ -15,6 +15,7 @@ extension DomainGroup {
         slot.lastProgress = slot.submitted
         hot.value.usedSlots = max(hot.value.usedSlots, Int(index) + 1)
         traceStart(slot, index)
+        tally(slot)
         switch slot.kind {
         case .count:
             awaitCount(&slot, index)
@@ -176,6 +177,7 @@ extension DomainGroup {
             // The batch does not move, and its requests stay good until they are filled anew.
             let result = unsafe domains[domain].post(
                 UnsafeBufferPointer(start: batch.address(of: accepted), count: end - accepted))
+            tally(result, domain, from: accepted)
             accepted += result.accepted
             hot.value.posted &+= UInt64(result.accepted)
             if result.isComplete {
@@ -207,8 +209,10 @@ extension DomainGroup {
             var accepted = 0
             // A link that breaks here sends its requests back to the list: take this one off first.
             slot.redo.removeLast()
-            let flow = post(
-                &slot, index, attachments[way.attachment].rails[way.rail].local, count, accepted: &accepted)
+            let domain = attachments[way.attachment].rails[way.rail].local
+            let before = hot.value.posted
+            let flow = post(&slot, index, domain, count, accepted: &accepted)
+            counters.nics[domain].takenOver.raise(by: hot.value.posted &- before)
             let isPaged = slot.kind == .paged && !tag.isChunk
             let rest = isPaged ? tag.dropping(accepted) : accepted == count ? nil : tag
             if flow != .failed, let rest { slot.redo.append(rest) }
@@ -236,8 +240,9 @@ extension DomainGroup {
         }
         let (piece, source, target) = piece(&slot, of: tag)
         let limit = attachments[slot.attachment(of: tag)].maximumWriteBytes
-        let chunk = nextChunk(
-            piece, limit, tag.chunk * Int(limit), counts: slot.eighths > 0, isSilent: slot.isSilentStage)
+        let chunk = piece.chunk(
+            from: tag.chunk * Int(limit), limit: limit, counts: slot.eighths > 0, isSilent: slot.isSilentStage
+        )
         guard let chunk else { return 0 }
         batch[0] = way.request(
             tag, from: source + piece.offset + chunk.offset, chunk.length,
@@ -362,8 +367,8 @@ extension DomainGroup {
             let piece = pieces[cursor.piece]
             let local = attachment.rails[piece.rail].local
             let limit = attachment.maximumWriteBytes
-            let next = nextChunk(
-                piece, limit, cursor.chunk, counts: slot.eighths > 0, isSilent: slot.isSilentStage)
+            let next = piece.chunk(
+                from: cursor.chunk, limit: limit, counts: slot.eighths > 0, isSilent: slot.isSilentStage)
             guard let chunk = next else {
                 cursor.piece += 1
                 cursor.chunk = 0
@@ -396,23 +401,6 @@ extension DomainGroup {
             base: regions[slot.localIndex].base, context: context(index),
             localKey: regions[slot.localIndex].localKeys[domain],
             target: UnsafePointer(attachment.keys.address(of: rail)), immediate: slot.immediate)
-    }
-
-    /// The next request of a piece in a stage, beginning at `offset` or later; nil when there is none.
-    private func nextChunk(
-        _ piece: Piece, _ limit: UInt64, _ offset: Int, counts: Bool, isSilent: Bool
-    ) -> (offset: Int, length: Int, eighths: UInt32)? {
-        let limit = Int(limit)
-        guard counts else {
-            return offset < piece.length ? (offset, min(limit, piece.length - offset), 0) : nil
-        }
-        if piece.length <= limit, piece.eighths > 0 {
-            if isSilent { return nil }
-            return offset == 0 ? (0, piece.length, piece.eighths) : nil
-        }
-        let last = piece.eighths > 0 ? (piece.length - 1) / limit * limit : piece.length
-        if isSilent { return offset < last ? (offset, min(limit, last - offset), 0) : nil }
-        return piece.eighths > 0 && offset <= last ? (last, piece.length - last, piece.eighths) : nil
     }
 
     // MARK: Pages
@@ -501,10 +489,11 @@ extension DomainGroup {
     private func mergeLimit(
         _ slot: inout TransferSlot, _ attachment: borrowing Attachment, _ rail: Int
     ) -> Int {
-        let length = slot.length
-        guard length > 0, slot.sourceStride == length, slot.targetStride == length else { return 0 }
-        let limit = min(attachment.keys[rail].maximumWriteBytes, 1 << 40)
-        return Int(slot.eighths > 0 ? min(countsManyBytes[attachment.rails[rail].local], limit) : limit)
+        StripePlanner.mergeLimit(
+            pageBytes: slot.length,
+            areAdjacent: slot.sourceStride == slot.length && slot.targetStride == slot.length,
+            counts: slot.eighths > 0, countsManyBytes: countsManyBytes[attachment.rails[rail].local],
+            maximumWriteBytes: attachment.keys[rail].maximumWriteBytes)
     }
 
     /// Pages longer than the longest write: cut, the counted chunk of each last.
@@ -521,7 +510,8 @@ extension DomainGroup {
         let targets = slot.pages.targets
         var count = 0
         while cursor.target < range.upperBound, count < hot.value.batchLimit {
-            guard let chunk = nextChunk(piece, limit, cursor.chunk, counts: counts, isSilent: isSilent) else {
+            let next = piece.chunk(from: cursor.chunk, limit: limit, counts: counts, isSilent: isSilent)
+            guard let chunk = next else {
                 cursor = Cursor(target: cursor.target + 1)
                 continue
             }

@@ -42,6 +42,7 @@ final class DomainGroup {
     let completions = Table(
         repeating: Completion(context: 0, count: 1), count: Limits.completionsPerPoll)
 
+    let counters = Counters()
     let messages = MessageInbox()
     let links = Links()
     let liveness: Liveness
@@ -115,6 +116,9 @@ final class DomainGroup {
         domainNames = domains.map { "\($0.attributes.fabric) \($0.attributes.name)" }
         hot.value.now = clock.nowNanoseconds
     }
+
+    /// What the NICs are.
+    var attributes: [DomainAttributes] { (0..<domains.count).map { domains[$0].attributes } }
 
     // MARK: The loop
 

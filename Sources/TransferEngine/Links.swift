@@ -1,3 +1,4 @@
+internal import Synchronization
 internal import TransferCore
 
 /// A pair of NICs over which a peer is reached. Belongs to the progress thread; never touched while all is well.
@@ -56,7 +57,9 @@ final class Link {
 /// An engine that this one writes to, or hears from.
 final class PeerRecord {
     let engine: EngineID
-    var name: String
+    /// The place of its numbers in `Links.totals`.
+    let place: UInt32
+    fileprivate(set) var name: String
     var links: [Link] = []
     /// When anything last came from it.
     var lastHeard: UInt64
@@ -67,9 +70,10 @@ final class PeerRecord {
     /// Our own attachment to it, for answers to a peer that nobody here has attached; `.max` is none.
     var landing = UInt32.max
 
-    init(engine: EngineID, name: String, now: UInt64) {
+    init(engine: EngineID, place: UInt32, now: UInt64) {
         self.engine = engine
-        self.name = name
+        self.place = place
+        name = ""
         lastHeard = now
     }
 
@@ -85,6 +89,14 @@ final class Links {
     private var free: [Int] = []
     private(set) var peers: [EngineID: PeerRecord] = [:]
     private var places: [Place: Link] = [:]
+    /// What goes to each peer, by `PeerRecord.place`.
+    let totals = Table(count: Limits.countedPeers + 1) { _ in Counters.Peer() }
+    /// Where those are counted that have no place of their own.
+    static let others = UInt32(Limits.countedPeers)
+    private var freeTotals: [UInt32] = []
+    private var usedTotals: UInt32 = 0
+    /// Names and places of all peers. Callable from anywhere.
+    let directory = Mutex<[EngineID: (place: UInt32, name: String)]>([:])
 
     /// What tells links apart: our NIC, and the provider's number of the peer's.
     private struct Place: Hashable {
@@ -100,9 +112,35 @@ final class Links {
     /// The record of a peer, made when it is not known.
     func peer(_ engine: EngineID, now: UInt64) -> PeerRecord {
         if let known = peers[engine] { return known }
-        let record = PeerRecord(engine: engine, name: "", now: now)
+        let record = PeerRecord(engine: engine, place: takeTotals(), now: now)
         peers[engine] = record
+        directory.withLock { $0[engine] = (record.place, "") }
         return record
+    }
+
+    /// Notes the name that a peer gives itself.
+    func name(_ engine: EngineID, _ name: String) {
+        guard let record = peers[engine] else { return }
+        record.name = name
+        directory.withLock { $0[engine]?.name = name }
+    }
+
+    private func takeTotals() -> UInt32 {
+        if let place = freeTotals.popLast() {
+            totals[place].operations.store(0, ordering: .relaxed)
+            totals[place].bytes.store(0, ordering: .relaxed)
+            totals[place].isLost.store(false, ordering: .relaxed)
+            return place
+        }
+        guard usedTotals < Self.others else { return Self.others }
+        usedTotals += 1
+        return usedTotals - 1
+    }
+
+    private func forget(_ peer: PeerRecord) {
+        peers[peer.engine] = nil
+        directory.withLock { $0[peer.engine] = nil }
+        if peer.place != Self.others { freeTotals.append(peer.place) }
     }
 
     /// Notes one more rail over a pair of NICs.
@@ -130,7 +168,7 @@ final class Links {
         places[Place(domain: link.domain, number: link.number)] = nil
         free.append(index)
         link.peer.links.removeAll { $0 === link }
-        if link.peer.links.isEmpty { peers[link.peer.engine] = nil }
+        if link.peer.links.isEmpty { forget(link.peer) }
         return link
     }
 }

@@ -117,6 +117,7 @@ extension TransferEngine {
         let request = unsafe UnsafeBufferPointer(start: group.batch.address(of: 0), count: 1)
         guard unsafe group.domains[domain].post(request).accepted == 1 else { return false }
         group.recorder.wroteAtOnce(byteCount)
+        group.tallyAtOnce(byteCount, domain, attachment.peer)
         return true
     }
 

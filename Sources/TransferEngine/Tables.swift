@@ -21,6 +21,8 @@ struct Attachment: ~Copyable {
     var generation: UInt32 = 0
     /// The generation of before, once the descriptor has expired; 0 until then.
     var expiredGeneration: UInt32 = 0
+    /// The place of the peer's numbers in `Links.totals`.
+    var peer: UInt32 = 0
     var isWritable = false
     var length = 0
     /// `Rail.local` is the index of a domain.

@@ -51,7 +51,7 @@ extension TransferEngine {
     /// Connects to an engine, for messages, immediates and barriers.
     public func connect(to address: EngineAddress) throws(TransferError) -> Peer {
         let peer = Peer(name: address.name, landing: try attach(address.landing))
-        try perform { group throws(TransferError) in group.links.peers[peer.engine]?.name = address.name }
+        try perform { group throws(TransferError) in group.links.name(peer.engine, address.name) }
         return peer
     }
 
@@ -80,39 +80,31 @@ extension TransferEngine {
 
     static func resolve(_ remote: RemoteRegion, _ group: DomainGroup) throws(TransferError) -> Attachment {
         var reasons: [String] = []
-        var tried = Set<String>()
-        for first in 0..<group.domains.count {
-            let fabric = group.domains[first].attributes.fabric
-            guard tried.insert(fabric).inserted else { continue }
-            let local = (0..<group.domains.count).filter { group.domains[$0].attributes.fabric == fabric }
-            let nics = remote.nics.indices.filter { remote.nics[$0].fabric == fabric }
-            guard !nics.isEmpty else { continue }
+        let local = group.attributes
+        for route in Route.candidates(local: local, remote: remote.nics) {
             do throws(TransferError) {
-                return try resolve(remote, nics, local, group)
+                return try resolve(remote, route, group)
             } catch {
                 guard error.code == .unreachable else { throw error }
                 reasons.append(error.message)
             }
         }
+        let ours = Set(local.map(\.fabric)).sorted().joined(separator: ", ")
         let theirs = Set(remote.nics.map(\.fabric)).sorted().joined(separator: ", ")
         throw TransferError(
             .unreachable,
             "engine \(remote.engine) cannot be reached: it speaks [\(theirs)], \(group.engineName) speaks "
-                + "[\(tried.sorted().joined(separator: ", "))]" + reasons.map { "; \($0)" }.joined())
+                + "[\(ours)]" + reasons.map { "; \($0)" }.joined())
     }
 
     private static func resolve(
-        _ remote: RemoteRegion, _ nics: [Int], _ local: [Int], _ group: DomainGroup
+        _ remote: RemoteRegion, _ route: Route, _ group: DomainGroup
     ) throws(TransferError) -> Attachment {
-        var rails = Rail.join(
-            local: local.map { group.domains[$0].attributes.megabitsPerSecond },
-            remote: nics.map { remote.nics[$0].megabitsPerSecond })
+        let rails = route.rails(local: group.attributes, remote: remote.nics)
         var keys: [ImportedKey] = []
         do throws(TransferError) {
-            for index in rails.indices {
-                let domain = group.domains[local[rails[index].local]]
-                keys.append(try domain.importRegion(remote, nic: nics[rails[index].remote]))
-                rails[index].local = local[rails[index].local]
+            for rail in rails {
+                keys.append(try group.domains[rail.local].importRegion(remote, nic: rail.remote))
             }
         } catch {
             for (rail, key) in zip(rails, keys) { group.domains[rail.local].releaseImport(key) }
@@ -122,11 +114,11 @@ extension TransferEngine {
         let links = zip(rails, keys).map { rail, key in
             Int32(
                 group.links.use(
-                    key, domain: rail.local, nic: nics[rail.remote], of: peer, now: group.hot.value.now
+                    key, domain: rail.local, nic: rail.remote, of: peer, now: group.hot.value.now
                 ).index)
         }
         return Attachment(
-            isWritable: remote.access.contains(.remoteWrite), length: Int(remote.length),
+            peer: peer.place, isWritable: remote.access.contains(.remoteWrite), length: Int(remote.length),
             rails: Table(rails), keys: Table(keys), links: Table(links),
             maximumWriteBytes: keys.reduce(.max) { min($0, $1.maximumWriteBytes) },
             completesAtOnce: keys.allSatisfy(\.completesAtOnce),

@@ -5,9 +5,15 @@ struct Te: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "te", abstract: "Point-to-point transfers: look at this machine, measure, demonstrate.",
         subcommands: [
-            Info.self, Bench.self, Demo.self, Sim.self, KVCommand.self, Weights.self, MoECommand.self,
-            TraceCommand.self,
+            Info.self, TopologyCommand.self, DoctorCommand.self, Explain.self, ErrorCommand.self, Bench.self,
+            Demo.self, Sim.self, KVCommand.self, Weights.self, MoECommand.self, TraceCommand.self,
             BenchTarget.self, DemoReceiver.self, BenchKVTarget.self, KVSoakNode.self, WeightsMember.self,
             BenchMoERank.self,
-        ])
+        ] + optional)
+
+    #if Metrics
+        private static let optional: [any ParsableCommand.Type] = [MetricsCommand.self]
+    #else
+        private static let optional: [any ParsableCommand.Type] = []
+    #endif
 }

@@ -63,7 +63,7 @@ enum Rules {
     private static let internalByDefault: Set<String> = ["LibfabricProvider", "SimulatedProvider"]
 
     static let foundationStaysAbove: Rule = { file in
-        guard let module = file.module, module != "te" else { return [] }
+        guard let module = file.module, !["te", "EngineMetrics"].contains(module) else { return [] }
         return imports(file).filter { $0.name.hasPrefix("Foundation") }.map { line, _, _ in
             "\(file.place(line)) imports Foundation below te; it costs megabytes, use Glibc or write it"
         }
@@ -77,7 +77,9 @@ enum Rules {
         }
     }
 
-    private static let cModules: Set<String> = ["CPlatform", "CLibfabric", "CVerbs", "CTransferEngine"]
+    private static let cModules: Set<String> = [
+        "CPlatform", "CLibfabric", "CVerbs", "CHwloc", "CTransferEngine",
+    ]
 
     /// Which modules each module may know.
     private static let arrows: [String: Set<String>] = [
@@ -95,6 +97,9 @@ enum Rules {
         "KVCacheTransfer": ["TransferEngine"],
         "WeightTransfer": ["TransferCore", "TransferEngine"],
         "TransferDirectory": ["TransferEngine"],
+        "Topology": ["TransferCore", "CHwloc"],
+        "Doctor": [],
+        "EngineMetrics": ["TransferEngine"],
         "Simulation": [
             "TransferCore", "SimulatedProvider", "TransferEngine", "KVCacheTransfer", "WeightTransfer",
             "ExpertParallel",
@@ -106,7 +111,8 @@ enum Rules {
         ],
         "te": [
             "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation", "Platform",
-            "CPlatform", "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider",
+            "CPlatform", "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider", "Topology",
+            "Doctor", "EngineMetrics",
         ],
     ]
 

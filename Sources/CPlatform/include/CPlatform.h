@@ -33,6 +33,8 @@ static inline uint64_t te_ticks(void) {
 int te_ticks_are_steady(void);
 /// Nanoseconds of CLOCK_REALTIME.
 uint64_t te_wall_nanoseconds(void);
+/// Whether a time service keeps the calendar's clock: 1, 0, or -1 when the kernel does not say.
+int te_wall_clock_is_kept(void);
 /// Nanoseconds of CPU time that the whole process has used.
 uint64_t te_process_cpu_nanoseconds(void);
 

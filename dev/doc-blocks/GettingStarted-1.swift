@@ -1,0 +1,7 @@
+import LibfabricProvider
+import TransferEngine
+
+func opens() throws {
+BLOCK
+    engine.close()
+}

@@ -1,0 +1,5 @@
+import TransferEngine
+
+func meets() async throws {
+BLOCK
+}
