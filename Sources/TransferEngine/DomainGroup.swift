@@ -82,6 +82,8 @@ final class DomainGroup {
         /// Slots below this have been used.
         var usedSlots = 0
         var posted: UInt64 = 0
+        /// Control messages that NICs have taken.
+        var controlMessages: UInt64 = 0
     }
 
     /// How far a slot has been posted.
@@ -186,7 +188,7 @@ final class DomainGroup {
         return isBusy
     }
 
-    private func runCallbacks() {
+    func runCallbacks() {
         // Only those that are due now: a callback may end further transfers at once.
         for _ in 0..<hot.value.finished.count {
             let index = hot.value.finished.removeFirst()
