@@ -141,7 +141,7 @@ let package = Package(
             path: "IntegrationTests/peer", swiftSettings: strict),
         .testTarget(
             name: "TransferEngineTests",
-            dependencies: ["TransferEngine", "SharedMemoryProvider", "CPlatform"],
+            dependencies: ["TransferEngine", "SharedMemoryProvider", "Platform", "CPlatform"],
             swiftSettings: strict),
         .testTarget(name: "PlatformTests", dependencies: ["CPlatform"], swiftSettings: strict),
         .testTarget(name: "TransferCoreTests", dependencies: ["TransferCore"], swiftSettings: strict),

@@ -72,6 +72,17 @@ public import TransferCore
     /// The same mapping for a holder that has closed the file.
     public var withoutFile: SharedMapping { unsafe SharedMapping(base: base, byteCount: byteCount, file: -1) }
 
+    /// Gives the memory behind the mapping back from byte `offset`, a multiple of the page size, on, and closes the file. The
+    /// addresses stay valid and hold zeros that nobody else sees, for threads that are still on their way there: `unmap` a
+    /// mapping without its file once there are none.
+    public func retire(from offset: Int) {
+        // Nothing can be done where the system refuses: the old memory stays until `unmap`.
+        _ = unsafe mmap(
+            base + offset, byteCount - offset, PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+        if file >= 0 { close(file) }
+    }
+
     /// Removes the mapping and closes the file.
     public func unmap() {
         unsafe munmap(base, byteCount)

@@ -16,6 +16,8 @@ public import Synchronization
     // offsets below lie inside. Shared fields are atomics; the rest of a region's entry changes only while it is free.
     /// Bytes of address space: header, region table, counters.
     public static let byteCount = countersOffset + (1 << Immediate.bitWidth) * 8
+    /// Bytes in front of the region table: the engine's name and `signals`.
+    package static var headerBytes: Int { regionsOffset }
     @usableFromInline static let magic: UInt64 = 0x5445_5041_4745_0001
     @usableFromInline static let regionsOffset = 4096
     @usableFromInline static let countersOffset = 1 << 20

@@ -130,6 +130,21 @@ extension DomainGroup {
         callback?(result)
     }
 
+    /// Ends everything when nobody makes progress any more and the NICs are closed: what had ended as it had, all else with
+    /// `error`. O(slots in use).
+    func failPending(_ error: TransferError) {
+        while let index = submissions.pop() {
+            slots[index].isStarted = true
+            hot.value.usedSlots = max(hot.value.usedSlots, Int(index) + 1)
+        }
+        while !hot.value.finished.isEmpty { runCallbacks() }
+        hot.value.waitCount = 0
+        for index in 0..<UInt32(hot.value.usedSlots) {
+            if isPending(index) { conclude(&slots[index], index, .failure(error)) }
+            giveReceipts(&slots[index], .unproven(error.message))
+        }
+    }
+
     func recycle(_ slot: inout TransferSlot, _ index: UInt32) {
         if slot.isDoubtful { outcomes.withLock { $0.doubt(lastTransfer(index)) } }
         slot.isAbandoned = false

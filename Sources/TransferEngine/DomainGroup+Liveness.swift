@@ -26,6 +26,7 @@ extension DomainGroup {
         switch result.status {
         case .success:
             hot.value.posted &+= 1
+            hot.value.controlMessages &+= 1
             if !result.isComplete { link.controlsInFlight += 1 }
         case .again, .targetBusy:
             // Whoever has not taken an answer for so long is asked for no more of them: it asks again if it lives.
@@ -94,7 +95,9 @@ extension DomainGroup {
             guard domains.count > Int(route.to), let link = link(back: route, to: sender, address),
                 let ledger = domains[Int(route.to)].settle(connection: connection, from: sender)
             else { return }
-            post(.settled(route, connection: connection, ledger), over: link)
+            // Not over the NICs that the question is about, which may be dead although nobody here has noticed.
+            let other = link.peer.links.first { $0 !== link && $0.state == .up } ?? link
+            post(.settled(route, connection: connection, ledger), over: other)
         case .settled(let route, let connection, let ledger):
             guard let link = link(route, to: sender) else { return }
             settle(connection, of: link, ledger)
@@ -197,7 +200,7 @@ extension DomainGroup {
         return max(due, hot.value.nextTend)
     }
 
-    private func isPending(_ index: UInt32) -> Bool {
+    func isPending(_ index: UInt32) -> Bool {
         // pairs with the store in submit
         statuses[index].load(ordering: .acquiring) & SlotStatus.pending != 0 && slots[index].isStarted
     }
@@ -252,7 +255,7 @@ extension DomainGroup {
         }
         for place in link.settlements.indices
         where link.settlements[place].ledger == nil
-            && now &- link.settlements[place].askedAt >= liveness.intervalNanoseconds / 2
+            && now &- link.settlements[place].askedAt >= liveness.firstPause
         {
             link.settlements[place].askedAt = now
             sendSettle(link.settlements[place].connection, of: link)

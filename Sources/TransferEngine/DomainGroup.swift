@@ -87,6 +87,8 @@ final class DomainGroup {
         var posted: UInt64 = 0
         /// Requests that the next batch may have.
         var batchLimit = Limits.requestsPerPost
+        /// Control messages that NICs have taken.
+        var controlMessages: UInt64 = 0
     }
 
     /// How far a slot has been posted.
@@ -194,7 +196,7 @@ final class DomainGroup {
         return isBusy
     }
 
-    private func runCallbacks() {
+    func runCallbacks() {
         // Only those that are due now: a callback may end further transfers at once.
         for _ in 0..<hot.value.finished.count {
             let index = hot.value.finished.removeFirst()

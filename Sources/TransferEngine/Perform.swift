@@ -9,7 +9,11 @@ extension TransferEngine {
     func perform<Value>(
         _ body: @escaping (DomainGroup) throws(TransferError) -> Value
     ) throws(TransferError) -> Value {
-        if isProgressThread { return try body(group) }
+        if isProgressThread {
+            // With manual progress nobody else can close the engine meanwhile.
+            guard !isStopping.load(ordering: .relaxed) || !isManual else { throw .engineClosed }
+            return try body(group)
+        }
         let call = Call(body: body, group: group)
         let box = UnsafeSendable(call)  // this thread only waits until the worker is done with it
         let isAccepted = control.withLock { control in

@@ -49,6 +49,7 @@ extension TransferEngine {
         _ kind: TransferSlot.Kind, _ immediate: Immediate?, _ timeout: Duration?, _ onEnd: TransferCallback?,
         fill: (inout TransferSlot) -> Void
     ) throws(TransferError) -> Transfer {
+        guard !isStopping.load(ordering: .relaxed) else { throw .engineClosed }
         guard let index = group.free.pop() else { throw .tooManyTransfers }
         let generation = UInt32(group.statuses[index].load(ordering: .relaxed) >> 32)
         let now = isProgressThread ? group.recorder.now() : group.clock.nowNanoseconds
@@ -62,6 +63,8 @@ extension TransferEngine {
             let taken = group.submissions.push(index)
             precondition(taken, "the submission queue holds every slot")
             wakeIfSleeping()
+            // pairs with the store in close(): it sees what has been pushed, or this sees that it closes
+            if isStopping.load(ordering: .sequentiallyConsistent) { failPending() }
         }
         return Transfer(index: index, generation: generation)
     }
@@ -133,7 +136,7 @@ extension TransferEngine {
 
     @inline(__always)
     func check(_ source: MemoryRegion, _ offset: Int, _ byteCount: Int) throws(TransferError) {
-        guard group.regions[source.index].generation == source.generation else { throw .staleLocal }
+        guard group.regions[source.index].generation == source.generation else { throw orClosed(.staleLocal) }
         guard offset >= 0, byteCount >= 0, byteCount <= source.byteCount,
             offset <= source.byteCount - byteCount
         else { throw .outOfRange("source", offset, byteCount, source.byteCount) }
@@ -142,8 +145,9 @@ extension TransferEngine {
     @inline(__always)
     func check(_ target: RemoteMemory) throws(TransferError) {
         guard group.attachments[target.index].generation == target.generation else {
-            throw group.attachments[target.index].expiredGeneration == target.generation
-                ? .descriptorExpired : .staleAttachment
+            throw orClosed(
+                group.attachments[target.index].expiredGeneration == target.generation
+                    ? .descriptorExpired : .staleAttachment)
         }
     }
 
@@ -156,6 +160,11 @@ extension TransferEngine {
         guard offset >= 0, byteCount >= 0, byteCount <= target.byteCount,
             offset <= target.byteCount - byteCount
         else { throw .outOfRange("target", offset, byteCount, target.byteCount) }
+    }
+
+    /// Why something is not there: in an engine that is being closed, nothing is.
+    @inline(never) func orClosed(_ error: TransferError) -> TransferError {
+        isStopping.load(ordering: .acquiring) ? .engineClosed : error  // pairs with the store in close()
     }
 
     /// All pages lie inside the region. Only the largest number matters.

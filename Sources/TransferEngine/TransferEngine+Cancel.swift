@@ -48,8 +48,7 @@ extension TransferEngine {
     ///   is kept but not given back.
     public func revoke(_ region: MemoryRegion) throws(TransferError) -> MemoryRegion {
         let known = try forget(region)
-        try perform { group throws(TransferError) in try self.remove(known, from: group, keepingMemory: true)
-        }
+        try performRemoval(of: known, keepingMemory: true)
         return try reregister(known)
     }
 }

@@ -7,6 +7,7 @@ extension TransferEngine {
     /// `.max` is never. For engines with manual progress on a clock of their own. O(transfers in use).
     package func tick() -> UInt64 {
         precondition(isManual, "tick() is for engines with manual progress")
+        if isStopping.load(ordering: .relaxed) { return .max }
         group.checkDeadlines()
         return group.nextDeadline
     }

@@ -1,7 +1,7 @@
 internal import Synchronization
 public import TransferCore
 
-/// Immediates that are handed out and taken back (contract, promise 4).
+/// Immediates that are handed out and taken back (contract, promise 4). All throw `closed` when the engine has been closed.
 extension TransferEngine {
     /// Hands out immediates that nobody else uses and whose counters are 0: for one request of one peer. Tell the peer their
     /// numbers. They come from the upper half of the 30 bits; the lower half stays the caller's own.
@@ -10,7 +10,8 @@ extension TransferEngine {
     /// - Complexity: O(count). From any thread.
     public func lease(_ count: Int = 1) throws(TransferError) -> ImmediateLease {
         try control.withLock { control throws(TransferError) in
-            try control.leases.lease(count: count, page: page)
+            if control.isClosed { throw .engineClosed }
+            return try control.leases.lease(count: count, page: page)
         }
     }
 
@@ -24,6 +25,7 @@ extension TransferEngine {
     /// - Complexity: O(count). From any thread.
     public func end(_ lease: ImmediateLease, isQuiet: Bool) throws(TransferError) {
         try control.withLock { control throws(TransferError) in
+            if control.isClosed { throw .engineClosed }
             try control.leases.end(lease, isQuiet: isQuiet, page: page)
         }
     }
@@ -33,7 +35,8 @@ extension TransferEngine {
     /// - Throws: `invalidArgument` for a lease that is not in quarantine.
     public func reclaim(_ lease: ImmediateLease) throws(TransferError) -> Int {
         try control.withLock { control throws(TransferError) in
-            try control.leases.reclaim(lease, page: page)
+            if control.isClosed { throw .engineClosed }
+            return try control.leases.reclaim(lease, page: page)
         }
     }
 
@@ -41,7 +44,8 @@ extension TransferEngine {
     /// - Throws: `invalidArgument` for a lease that is not in quarantine.
     public func lateArrivals(of lease: ImmediateLease) throws(TransferError) -> Int {
         try control.withLock { control throws(TransferError) in
-            try control.leases.lateArrivals(of: lease, page: page)
+            if control.isClosed { throw .engineClosed }
+            return try control.leases.lateArrivals(of: lease, page: page)
         }
     }
 }

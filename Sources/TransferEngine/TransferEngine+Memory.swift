@@ -67,8 +67,18 @@ extension TransferEngine {
     /// - Throws: `staleRegion` when the region was deregistered before; `stalled` when a writer on this host does not leave.
     public func deregister(_ region: MemoryRegion) throws(TransferError) {
         let known = try forget(region)
-        try perform { group throws(TransferError) in
-            try self.remove(known, from: group, keepingMemory: false)
+        try performRemoval(of: known, keepingMemory: false)
+    }
+
+    /// Removes a region that `forget` has returned. An engine that closes meanwhile keeps it to the end.
+    func performRemoval(of known: RegisteredRegion, keepingMemory: Bool) throws(TransferError) {
+        do throws(TransferError) {
+            try perform { group throws(TransferError) in
+                try self.remove(known, from: group, keepingMemory: keepingMemory)
+            }
+        } catch {
+            if error.code == .closed { control.withLock { $0.regions[known.local.index] = known } }
+            throw error
         }
     }
 
@@ -79,7 +89,7 @@ extension TransferEngine {
             control.regions[region.index] = nil
             return known
         }
-        guard let known else { throw .staleLocal }
+        guard let known else { throw orClosed(.staleLocal) }
         return known
     }
 
@@ -96,6 +106,7 @@ extension TransferEngine {
     ///   - region: A registered region.
     ///   - duration: How long peers may begin transfers with the descriptor, by the clocks of both hosts; nil is for ever. Their
     ///     engines keep to it: to end the right of a peer that you do not trust, `revoke` the region.
+    ///     Of an engine that has been closed it names no NICs: nobody can attach it.
     /// - Precondition: the region is registered.
     public func descriptor(of region: MemoryRegion, validFor duration: Duration? = nil) -> RemoteRegion {
         var content = content(of: region)
@@ -114,7 +125,11 @@ extension TransferEngine {
 
     func content(of region: MemoryRegion) -> RemoteRegion {
         guard let known = control.withLock({ $0.regions[region.index] }), known.region == region else {
-            preconditionFailure("the region was deregistered")
+            // pairs with the store in close()
+            precondition(isStopping.load(ordering: .acquiring), "the region was deregistered")
+            return RemoteRegion(
+                engine: id, device: 0, index: region.index, generation: region.generation, access: .localOnly,
+                length: UInt64(region.byteCount), base: 0, secret: 0, nics: [])
         }
         return RemoteRegion(
             engine: id, device: 0, index: region.index, generation: region.generation,

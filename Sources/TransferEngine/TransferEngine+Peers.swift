@@ -12,7 +12,11 @@ extension TransferEngine {
     public func attach(_ remote: RemoteRegion) throws(TransferError) -> RemoteMemory {
         let wall = group.wallNanoseconds
         guard remote.expires == 0 || wall < remote.expires else { throw .descriptorExpired }
-        if let known = control.withLock({ $0.attached[remote] }) { return known }
+        let known = try control.withLock { control throws(TransferError) in
+            if control.isClosed { throw .engineClosed }
+            return control.attached[remote]
+        }
+        if let known { return known }
         guard remote.nics.count <= Limits.nicsPerDevice, remote.length <= UInt64(Int.max),
             remote.nics.allSatisfy({ $0.address.count <= Limits.addressBytes })
         else { throw TransferError(.malformedDescriptor, "a descriptor that no engine makes") }

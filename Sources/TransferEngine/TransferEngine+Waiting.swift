@@ -46,7 +46,7 @@ extension TransferEngine {
     /// - Throws: why the transfer failed.
     public func wait(for transfer: Transfer) throws(TransferError) {
         if isManual {
-            while isPending(transfer) { group.progress() }
+            while isPending(transfer) { progress() }
         } else {
             precondition(!isProgressThread, "a callback must not wait")
             var spins = 0
@@ -63,8 +63,8 @@ extension TransferEngine {
         if case .failed(let error) = status(of: transfer) { throw error }
     }
 
-    /// Calls `body` when the transfer has ended, at once if it has, on the progress thread otherwise; never when the engine is
-    /// closed before.
+    /// Calls `body` when the transfer has ended, at once if it has, otherwise on the progress thread or, when the engine is
+    /// closed before, on the thread that closes it.
     package func whenEnded(
         _ transfer: Transfer, _ body: @escaping @Sendable (Result<Void, TransferError>) -> Void
     ) {

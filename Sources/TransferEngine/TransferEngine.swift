@@ -34,7 +34,12 @@ public final class TransferEngine: @unchecked Sendable {
     let wakeFile: Int32
     private let pageMapping: SharedMapping
     private let host: SharedMemoryHost?
-    private let isStopping = Atomic<Bool>(false)
+    /// Set once, when the engine closes.
+    let isStopping = Atomic<Bool>(false)
+    /// Set once nobody makes progress any more.
+    private let isOver = Atomic<Bool>(false)
+    /// Who wants what is pending to be failed, since somebody began with it.
+    private let failers = Atomic<Int>(0)
 
     /// What registration and attachment keep; never on the data path.
     struct Control: ~Copyable {
@@ -50,6 +55,7 @@ public final class TransferEngine: @unchecked Sendable {
         var leases = ImmediateLeases()
         var tasks: [@Sendable () -> Void] = []
         var thread: PlatformThread?
+        /// No more is taken.
         var isClosed = false
     }
     /// Whether `Control.tasks` may hold something.
@@ -103,10 +109,12 @@ public final class TransferEngine: @unchecked Sendable {
             (domains, host) = try open(page, mapping, wakeFile)
         } catch {
             mapping.unmap()
+            te_close(wakeFile)
             throw error
         }
         guard (1...Limits.nicsPerDevice).contains(domains.count) else {
             mapping.unmap()
+            te_close(wakeFile)
             throw TransferError(
                 .invalidArgument, "\(domains.count) NICs; a device has 1 to \(Limits.nicsPerDevice)")
         }
@@ -139,9 +147,14 @@ public final class TransferEngine: @unchecked Sendable {
         try perform { group throws(TransferError) in group.ownAddress = encoded }
     }
 
-    /// Ends the engine: stops its thread, ends all registrations, closes the NICs. Idempotent. Transfers in flight
-    /// are not waited for.
+    /// Ends the engine: stops its thread, ends all registrations, closes the NICs. Idempotent.
+    ///
+    /// Transfers and waits that have not ended fail with `closed`, here; whoever awaits them is told. Afterwards, and
+    /// meanwhile on other threads, every operation fails with `closed`, transfers that had ended keep their results, and
+    /// counters are 0. Memory that the engine allocated is gone: nobody may read it any more.
+    /// - Precondition: not called from a callback of this engine.
     public func close() {
+        precondition(isManual || !isProgressThread, "an engine cannot be closed from its own callback")
         let (wasClosed, thread) = control.withLock { control in
             defer {
                 control.thread = nil
@@ -150,7 +163,8 @@ public final class TransferEngine: @unchecked Sendable {
             return (control.isClosed, control.thread)
         }
         guard !wasClosed else { return }
-        isStopping.store(true, ordering: .releasing)  // pairs with the load in work()
+        // pairs with the loads in work() and submit
+        isStopping.store(true, ordering: .sequentiallyConsistent)
         if let thread {
             _ = te_event_signal(wakeFile)
             thread.join()
@@ -159,11 +173,34 @@ public final class TransferEngine: @unchecked Sendable {
         releaseAll()
         for domain in 0..<group.domains.count { group.domains[domain].close() }
         host?.close()
-        pageMapping.unmap()
+        isOver.store(true, ordering: .sequentiallyConsistent)  // pairs with the load in failPending()
+        failPending()
+        // Others may be about to look at a counter or to wake the worker: what they touch stays until nobody has the engine.
+        pageMapping.retire(from: TargetPage.headerBytes)
+    }
+
+    deinit {
+        close()
+        for known in control.withLock({ $0.regions }).values { known.mapping?.unmap() }
+        pageMapping.withoutFile.unmap()
         te_close(wakeFile)
     }
 
-    deinit { close() }
+    /// Fails what nobody makes progress with any more: `close` does it, and whoever submits while the engine closes. Does
+    /// nothing before that. One thread at a time is at it, and looks again for those who came meanwhile.
+    func failPending() {
+        // pairs with the store in close(): it comes after what this thread has submitted, or close() sees that
+        guard isOver.load(ordering: .sequentiallyConsistent),
+            failers.wrappingAdd(1, ordering: .acquiringAndReleasing).oldValue == 0
+        else { return }
+        var seen = 1
+        var isDone = false
+        while !isDone {
+            group.failPending(.engineClosed)
+            (isDone, seen) = failers.compareExchange(
+                expected: seen, desired: 0, ordering: .acquiringAndReleasing)
+        }
+    }
 
     // MARK: The worker
 
@@ -255,9 +292,11 @@ public final class TransferEngine: @unchecked Sendable {
     public var progressMode: Configuration.Progress { configuration.progress }
 
     /// Makes progress in manual mode. Returns whether anything happened. Call it often: it is the engine's only life.
+    ///
+    /// Of a closed engine nothing happens any more.
     @discardableResult public func progress() -> Bool {
         precondition(isManual, "progress() is for engines with manual progress")
-        return group.progress()
+        return isStopping.load(ordering: .relaxed) ? false : group.progress()
     }
 }
 
