@@ -211,7 +211,8 @@ let package = Package(
         .executableTarget(
             name: "verbs-host-cost",
             dependencies: [
-                "TransferCore", "TransferEngine", "Platform", "CPlatform", "CVerbsStandIn", "CAllocationCounter", verbs,
+                "TransferCore", "TransferEngine", "Platform", "CPlatform", "CVerbsStandIn",
+                "CAllocationCounter", verbs,
             ],
             path: "Tests/VerbsHostCost", exclude: ["run"], swiftSettings: safe),
         .target(name: "CVerbsStandIn", dependencies: ["CVerbs"], path: "Tests/CVerbsStandIn"),
