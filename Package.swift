@@ -198,7 +198,7 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "LibfabricProviderTests",
-            dependencies: ["TransferCore", "CPlatform", "CLibfabric", "LibfabricProvider"],
+            dependencies: ["TransferCore", "TransferEngine", "CPlatform", "CLibfabric", "LibfabricProvider"],
             swiftSettings: strict),
         .target(name: "CFabricStandIn", dependencies: ["CLibfabric"], path: "Fuzz/StandIn"),
         .testTarget(

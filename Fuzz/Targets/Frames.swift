@@ -56,6 +56,7 @@
             if fresh == nil, let state = domain(over: fabric) { fresh = (state, Self.tables(of: state)) }
             guard let fresh else { fatalError("no domain") }
             var state = fresh.state
+            state.ledgers = EpochLedgers()
             for (place, content) in fresh.tables { place.copyMemory(from: content, byteCount: content.count) }
             te_fabric_standin_reset(fabric)
             state.unposted = DomainState.firstReceive

@@ -31,7 +31,8 @@ extension DomainState {
             (Tuning.sendFrames + Tuning.receiveFrames) * frameBytes + Tuning.ackFrames * Tuning.ackBytes
         let runBytes = Tuning.recordsPerFrame * MemoryLayout<ContextRun>.stride
         let failureBytes = Tuning.recordsPerFrame * FrameFailure.byteCount
-        listBytes = Tuning.sendFrames * (runBytes + failureBytes)
+        let tagBytes = Tuning.recordsPerFrame * MemoryLayout<RequestTag>.stride
+        listBytes = Tuning.sendFrames * (runBytes + failureBytes + tagBytes)
         arena = try Self.map(arenaBytes)
         lists = try Self.map(listBytes)
 
@@ -41,6 +42,7 @@ extension DomainState {
             ownAddress.storeBytes(of: byte, toByteOffset: offset, as: UInt8.self)
         }
         ownAddressLength = address.count
+        identity = address.withUnsafeBytes(Self.identity)
         slots = .allocate(capacity: Int(Self.slotCount))
         sendFrames = .allocate(capacity: Tuning.sendFrames)
         peers = .allocate(capacity: Tuning.peers)
@@ -57,7 +59,7 @@ extension DomainState {
         output = .allocate(capacity: 1)
         output.deallocate()  // replaced by the caller's in every poll
 
-        fillPools(runBytes: runBytes, failureBytes: failureBytes)
+        fillPools(runBytes: runBytes, failureBytes: failureBytes, tagBytes: tagBytes)
         linkTemplate()
         do throws(TransferError) {
             try registerArena(nic: nic)
@@ -78,7 +80,7 @@ extension DomainState {
         return place
     }
 
-    private mutating func fillPools(runBytes: Int, failureBytes: Int) {
+    private mutating func fillPools(runBytes: Int, failureBytes: Int, tagBytes: Int) {
         for number in (0..<Self.slotCount).reversed() {
             (slots + Int(number)).initialize(
                 to: OperationSlot(
@@ -89,13 +91,15 @@ extension DomainState {
                 pushWrite(number)
             } else if number < Self.firstAck {
                 let frame = Int(number - Self.firstFrame)
-                let list = lists + frame * (runBytes + failureBytes)
+                let list = lists + frame * (runBytes + failureBytes + tagBytes)
                 (sendFrames + frame).initialize(
                     to: SendFrame(
                         bytes: arena + frame * frameBytes,
                         runs: list.bindMemory(to: ContextRun.self, capacity: Tuning.recordsPerFrame),
                         failures: (list + runBytes).bindMemory(
-                            to: FrameFailure.self, capacity: Tuning.recordsPerFrame)))
+                            to: FrameFailure.self, capacity: Tuning.recordsPerFrame),
+                        tags: (list + runBytes + failureBytes).bindMemory(
+                            to: RequestTag.self, capacity: Tuning.recordsPerFrame)))
                 freeSendFrame(Int32(frame))
             } else if number < Self.firstReceive {
                 freeAckBuffer(number - Self.firstAck)

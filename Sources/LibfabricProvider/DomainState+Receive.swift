@@ -14,9 +14,10 @@ extension DomainState {
         outputCapacity = completions.count
         posted = 0
         releaseHeld()
+        if isDown { reopen() }
         if unposted >= 0 { postReceives() }
 
-        var events = take(from: handles.completions)
+        var events = isDown ? 0 : take(from: handles.completions)
         if let queue = handles.reverseCompletions, reverseInFlight > 0 || polls & Tuning.reversePolls == 0 {
             events += take(from: queue)
         }
@@ -104,7 +105,6 @@ extension DomainState {
         peer.pointee.writes -= 1
         peer.pointee.isLost = false
         if slot.pointee.isCounted {
-            slot.pointee.isPosted = false
             if slot.pointee.isReported { pushWrite(number) }
             return
         }
@@ -118,7 +118,7 @@ extension DomainState {
         lastUncounted = number
     }
 
-    private mutating func finishSend(_ number: Int32) {
+    mutating func finishSend(_ number: Int32) {
         let frame = sendFrames + Int(number)
         frame.pointee.isPosted = false
         if frame.pointee.isReported { freeSendFrame(number) }
@@ -142,7 +142,6 @@ extension DomainState {
             peers[Int(index)].writes -= 1
             if slot.pointee.isCounted {
                 // It ends together with all that came after the connection broke.
-                slot.pointee.isPosted = false
                 if slot.pointee.isReported {
                     pushWrite(number)
                 } else if slot.pointee.epoch == peers[Int(index)].epoch {
@@ -190,6 +189,7 @@ extension DomainState {
 
     /// Posts the buffers that are free.
     mutating func postReceives() {
+        if isDown { return }
         while unposted >= 0 {
             let number = unposted
             let slot = slots + Int(number)
@@ -197,6 +197,7 @@ extension DomainState {
                 handles.endpoint, buffer(number), frameBytes, arenaDescriptor, te_fi_address_unspecified, slot
             )
             if result != 0 { return }
+            slot.pointee.isPosted = true
             unposted = slot.pointee.next
         }
     }
@@ -220,11 +221,15 @@ extension DomainState {
 
     /// Sends what is left and says whether the domain may sleep.
     mutating func prepareToSleep() -> Bool {
+        if isDown { return firstReport < 0 && firstEnded < 0 && firstArrived < 0 }
         guard handles.waitDescriptor >= 0 else { return false }
         if listedCount > 0 { service(isIdle: true, force: true) }
         // What stays waits for credit and is woken by an acknowledgement, unless the transport refused it.
         guard isQuiet else { return false }
-        for position in 0..<listedCount where peers[Int(listed[position])].refusedSince != 0 { return false }
+        for position in 0..<listedCount {
+            let peer = peers + Int(listed[position])
+            if peer.pointee.refusedSince != 0 || peer.pointee.provesSince != 0 { return false }
+        }
         return handles.tryWait()
     }
 }

@@ -11,6 +11,9 @@ extension DomainState {
         guard let base = requests.baseAddress else {
             return PostResult(accepted: 0, isComplete: false, status: .success)
         }
+        if isDown {
+            return PostResult(accepted: 0, isComplete: false, status: .peerLost, detail: ENETDOWN)
+        }
         var accepted = 0
         var outcome = (status: WorkStatus.success, detail: Int32(0))
         while accepted < requests.count {
@@ -33,9 +36,14 @@ extension DomainState {
         guard payload.count <= Limits.packetBytes else {
             return PostResult(accepted: 0, isComplete: false, status: .outOfRange, detail: EMSGSIZE)
         }
+        if isDown {
+            return PostResult(accepted: 0, isComplete: false, status: .peerLost, detail: ENETDOWN)
+        }
         let frame = openFrame(to: index, room: FrameRecord.stride(length: payload.count))
         guard frame >= 0 else { return PostResult(accepted: 0, isComplete: false, status: .again) }
-        append(FrameRecord(messageOf: payload.count, from: engine), payload.baseAddress, to: frame, context)
+        append(
+            FrameRecord(messageOf: payload.count, from: engine), payload.baseAddress, to: frame, context,
+            SendFrame.noTag)
         service(isIdle: false)
         return PostResult(accepted: 1, isComplete: false, status: .success)
     }
@@ -46,20 +54,21 @@ extension DomainState {
     ) -> (status: WorkStatus, detail: Int32) {
         guard posted < postsPerPoll else { return (.again, 0) }
         let eighths = request.pointee.eighths
-        // The wire has two bits for the share of a count. Other shares follow as a record, once the data is
-        // there.
+        // The wire has two bits for the share of a count. Other shares follow as a record behind the data.
         let isShare = eighths & (eighths &- 1) == 0 && eighths <= Eighths.whole
         guard isShare || frames else { return (.providerFailed, EINVAL) }
         let target = request.pointee.target
         let number = Int32(truncatingIfNeeded: target.pointee.peer)
         let peer = peers + target.pointee.peer
-        let isCounted = countsWrites && peer.pointee.remoteIndex != .max
-        if countsWrites && !isCounted && !peer.pointee.isGreeted { greet(number) }
+        let isCounted = countsWrites
+        // What cannot be counted cannot be settled either: it waits until the peer has said who we are there.
+        if isCounted && peer.pointee.remoteIndex == .max { return greet(number) }
         if isCounted && !hasRoomForCounted(to: number, withRecord: !isShare) { return (.again, 0) }
         let index = popWrite()
         guard index >= 0 else { return (.again, 0) }
         let slot = slots + Int(index)
         slot.pointee.context = request.pointee.context
+        slot.pointee.tag = request.pointee.tag
         slot.pointee.peer = number
         slot.pointee.epoch = peer.pointee.epoch
         slot.pointee.isCounted = isCounted
@@ -70,7 +79,6 @@ extension DomainState {
             slot.pointee.offset = request.pointee.targetOffset
             slot.pointee.immediate = request.pointee.immediate
         }
-
         fillTemplate(request, target)
         template.pointee.message.addr = peer.pointee.address
         template.pointee.message.context = UnsafeMutableRawPointer(slot)
@@ -113,8 +121,16 @@ extension DomainState {
     }
 
     /// Asks a peer for our place in its table, so that writes to it can be counted: it may never send a frame by itself.
-    private mutating func greet(_ number: Int32) {
-        if sendAck(to: number, flags: FrameHeader.Flag.ask) { peers[Int(number)].isGreeted = true }
+    private mutating func greet(_ number: Int32) -> (status: WorkStatus, detail: Int32) {
+        let now = te_monotonic_nanoseconds()
+        guard now - peers[Int(number)].greetedAt > Tuning.greetAgainAfter else { return (.targetBusy, 0) }
+        let epoch = peers[Int(number)].epoch
+        if sendAck(to: number, flags: FrameHeader.Flag.ask) {
+            peers[Int(number)].greetedAt = now
+        } else if peers[Int(number)].epoch != epoch {
+            return (.peerLost, ETIMEDOUT)
+        }
+        return (.targetBusy, 0)
     }
 
     /// Makes the write template into a request; address, context, data and flags are the caller's.
@@ -153,8 +169,8 @@ extension DomainState {
         let slot = slots + Int(index)
         let peer = peers + Int(number)
         list(number)
-        slot.pointee.isPosted = true
         slot.pointee.isReported = false
+        slot.pointee.sequence = peer.pointee.countedWrites
         slot.pointee.next = -1
         if peer.pointee.firstCounted < 0 {
             peer.pointee.firstCounted = index
@@ -174,13 +190,14 @@ extension DomainState {
         if slot.pointee.hasRecord {
             var record = FrameRecord(request.pointee, from: engine)
             record.length = 0
-            append(record, nil, to: peer.pointee.open, request.pointee.context)
+            append(record, nil, to: peer.pointee.open, request.pointee.context, request.pointee.tag)
         }
     }
 
-    /// Ends the oldest `count` counted writes to a peer.
+    /// Ends the oldest `count` counted writes to a peer. `lost` says of which they are some, when they are.
     mutating func endWrites(
-        of peer: UnsafeMutablePointer<Peer>, _ count: Int, _ status: WorkStatus, _ detail: Int32
+        of peer: UnsafeMutablePointer<Peer>, _ count: Int, _ status: WorkStatus, _ detail: Int32,
+        _ lost: FabricConnection? = nil
     ) {
         var left = count
         while left > 0 && peer.pointee.firstCounted >= 0 {
@@ -190,6 +207,7 @@ extension DomainState {
             peer.pointee.firstCounted = slot.pointee.next
             slot.pointee.status = status
             slot.pointee.detail = detail
+            slot.pointee.connection = lost?.rawValue ?? 0
             slot.pointee.next = -1
             if lastEnded >= 0 { slots[Int(lastEnded)].next = index } else { firstEnded = index }
             lastEnded = index
@@ -206,14 +224,28 @@ extension DomainState {
             firstEnded = slot.pointee.next
             if firstEnded < 0 { lastEnded = -1 }
             if !slot.pointee.hasRecord {
-                emit(
-                    Completion(
-                        context: slot.pointee.context, count: 1, status: slot.pointee.status,
-                        detail: slot.pointee.detail))
+                var completion = Completion(
+                    context: slot.pointee.context, count: 1, status: slot.pointee.status,
+                    detail: slot.pointee.detail)
+                if slot.pointee.status == .success {
+                    emit(completion)
+                } else {
+                    completion.tag = slot.pointee.tag
+                    completion.delivery = .unsettled(
+                        connection: slot.pointee.connection, ordinal: UInt64(slot.pointee.sequence))
+                    emitLost(completion, of: slot.pointee.peer)
+                }
             }
             slot.pointee.isReported = true
             if !slot.pointee.isPosted { pushWrite(index) }
         }
+    }
+
+    /// Adds a completion that says what became of a request; those are not joined.
+    private mutating func emitLost(_ completion: Completion, of peer: Int32) {
+        output[outputCount] = completion
+        output[outputCount].peer = Int(peer)
+        outputCount += 1
     }
 
     // MARK: Frames
@@ -227,13 +259,14 @@ extension DomainState {
         guard frame >= 0 else { return (.again, 0) }
         append(
             FrameRecord(request.pointee, from: engine), request.pointee.source, to: frame,
-            request.pointee.context)
+            request.pointee.context, request.pointee.tag)
         return (.success, 0)
     }
 
     /// Adds one record to a frame that has room for it.
     @inline(__always) private mutating func append(
-        _ record: FrameRecord, _ payload: UnsafeRawPointer?, to frame: Int32, _ context: UInt64
+        _ record: FrameRecord, _ payload: UnsafeRawPointer?, to frame: Int32, _ context: UInt64,
+        _ tag: RequestTag
     ) {
         let open = sendFrames + Int(frame)
         let place = open.pointee.bytes + open.pointee.used
@@ -243,7 +276,7 @@ extension DomainState {
             (place + FrameRecord.byteCount).copyMemory(from: payload, byteCount: length)
         }
         open.pointee.used += FrameRecord.stride(length: length)
-        open.pointee.note(context)
+        open.pointee.note(context, tag)
     }
 
     /// The frame that is being filled for a peer, with `room` bytes left; -1 when there is none now.
@@ -268,6 +301,7 @@ extension DomainState {
         sendFrames[Int(fresh)].bytes.storeBytes(
             of: needsHello ? FrameHeader.Flag.hello : 0, toByteOffset: 4, as: UInt16.self)
         peer.pointee.open = fresh
+        slots[Int(Self.firstFrame + fresh)].peer = index
         list(index)
         return fresh
     }
@@ -280,19 +314,20 @@ extension DomainState {
     /// Sends the peer's frame; false when it has to wait.
     mutating func sendOpenFrame(of index: Int32) -> Bool {
         let peer = peers + Int(index)
-        guard peer.pointee.inFlight < Tuning.window else { return false }
+        guard peer.pointee.inFlight < Tuning.window, !isDown else { return false }
         // Failures travel before the acknowledgement that covers them.
         if peer.pointee.failureAck >= 0 && !sendAck(to: index, flags: 0) { return false }
         let number = peer.pointee.open
         let frame = sendFrames + Int(number)
         let hello = frame.pointee.bytes.load(fromByteOffset: 4, as: UInt16.self) & FrameHeader.Flag.hello
         let start = FrameHeader.byteCount + (hello != 0 ? FrameHeader.helloBytes : 0)
+        let reverse = usesReverse(peer)
         writeHeader(
-            at: frame.pointee.bytes, for: index, flags: hello, start: start, length: frame.pointee.used)
+            at: frame.pointee.bytes, for: index, flags: hello | (reverse ? FrameHeader.Flag.reverse : 0),
+            start: start, length: frame.pointee.used)
         let slot = slots + Int(Self.firstFrame + number)
         slot.pointee.peer = index
         slot.pointee.epoch = peer.pointee.epoch
-        let reverse = usesReverse(peer)
         let result = fi_send(
             endpoint(reverse: reverse), frame.pointee.bytes, frame.pointee.used, arenaDescriptor,
             peer.pointee.address, slot)
@@ -346,7 +381,10 @@ extension DomainState {
     // MARK: Acknowledgements
 
     /// Sends an acknowledgement with the failures collected so far; false when it has to wait.
-    mutating func sendAck(to index: Int32, flags extra: UInt16) -> Bool {
+    ///
+    /// `over` says that it leaves from the reverse endpoint, or not; nil is where it belongs.
+    mutating func sendAck(to index: Int32, flags extra: UInt16, over: Bool? = nil) -> Bool {
+        guard !isDown else { return false }
         let peer = peers + Int(index)
         let isFresh = peer.pointee.failureAck < 0
         if isFresh && !openAck(of: index) { return false }
@@ -364,12 +402,15 @@ extension DomainState {
         let length = start + peer.pointee.failureBytes
         let isReport = peer.pointee.failureBytes > 0
         if isReport { peer.pointee.failuresSent &+= 1 }
+        let asks = extra & (FrameHeader.Flag.ping | FrameHeader.Flag.ask) != 0
+        // Only what is in order says where it comes from: the rest may take another way at the last moment.
+        let way = asks ? over ?? usesReverse(peer) : over
+        if way == true { flags |= FrameHeader.Flag.reverse }
         writeHeader(at: bytes, for: index, flags: flags, start: start, length: length)
         let slot = slots + Int(Self.firstAck + number)
         slot.pointee.peer = index
         slot.pointee.epoch = peer.pointee.epoch
-        let asks = extra & (FrameHeader.Flag.ping | FrameHeader.Flag.ask) != 0
-        let result = transmitAck(slot, bytes, length, asks: asks)
+        let result = transmitAck(slot, bytes, length, over: way)
         guard result == 0 else {
             if isFresh { closeAck(of: index) }
             if isReport { peer.pointee.failuresSent &-= 1 }
@@ -392,18 +433,19 @@ extension DomainState {
         peers[Int(number)].bytesSinceAsked = 0
     }
 
-    /// Gives libfabric an acknowledgement. It may overtake anything; a question stays behind the writes it is about.
+    /// Gives libfabric an acknowledgement. It may overtake anything; a question stays behind the writes it is about, and so
+    /// has its way.
     private mutating func transmitAck(
         _ slot: UnsafeMutablePointer<OperationSlot>, _ bytes: UnsafeMutableRawPointer, _ length: Int,
-        asks: Bool
+        over way: Bool?
     ) -> Int {
         let peer = peers + Int(slot.pointee.peer)
         func send(_ reverse: Bool) -> Int {
             fi_send(
                 endpoint(reverse: reverse), bytes, length, arenaDescriptor, peer.pointee.address, slot)
         }
-        let isOrdered = asks || !isStreaming(peer)
-        let prefersReverse = isOrdered ? usesReverse(peer) : true
+        let isOrdered = way != nil || !isStreaming(peer)
+        let prefersReverse = way ?? (isOrdered ? usesReverse(peer) : true)
         var result = send(prefersReverse)
         if result == 0 {
             noteEndpoint(slot, reverse: prefersReverse)
@@ -416,7 +458,7 @@ extension DomainState {
     }
 
     /// The header of what was just sent has told the peer what has come from it.
-    @inline(__always) private func noteTold(_ peer: UnsafeMutablePointer<Peer>) {
+    @inline(__always) func noteTold(_ peer: UnsafeMutablePointer<Peer>) {
         peer.pointee.acknowledged = peer.pointee.processed
         peer.pointee.countedTold = peer.pointee.countedArrivals
     }
@@ -471,6 +513,10 @@ extension DomainState {
         while firstReport >= 0 {
             let number = firstReport
             let frame = sendFrames + Int(number)
+            if frame.pointee.isLost {
+                let peer = slots[Int(Self.firstFrame + number)].peer
+                while hasRoom, let completion = frame.pointee.takeLost() { emitLost(completion, of: peer) }
+            }
             while hasRoom, let completion = frame.pointee.takeReport() { emit(completion) }
             guard frame.pointee.reportedRuns == frame.pointee.runCount else { return }
             firstReport = frame.pointee.next
@@ -498,7 +544,7 @@ extension DomainState {
                 context: slot.pointee.context, source: UnsafeRawPointer(slot), length: 0, localKey: 0,
                 target: target, targetOffset: slot.pointee.offset, immediate: slot.pointee.immediate,
                 eighths: slot.pointee.eighths)
-            append(FrameRecord(request, from: engine), nil, to: frame, slot.pointee.context)
+            append(FrameRecord(request, from: engine), nil, to: frame, slot.pointee.context, SendFrame.noTag)
             firstUncounted = slot.pointee.next
             if firstUncounted < 0 { lastUncounted = -1 }
             pushWrite(index)

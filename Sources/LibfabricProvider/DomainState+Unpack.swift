@@ -22,6 +22,13 @@ extension DomainState {
         let isAck = header.flags & FrameHeader.Flag.ack != 0
         if isAck { noteFailures(header, bytes, from: index) }
         noteAck(header, from: index)
+        let isOrdered = !isAck || header.flags & (FrameHeader.Flag.ping | FrameHeader.Flag.ask) != 0
+        if isOrdered { noteOrdered(header, from: index) }
+        if Int32(bitPattern: header.epoch &- peer.pointee.inEpoch) < 0 {
+            // It has to start over, and hears so from the epoch that is acknowledged.
+            peer.pointee.owesAck = true
+            list(index)
+        }
         if header.flags & FrameHeader.Flag.ping != 0 { answerPing(header, from: index) }
         if header.flags & FrameHeader.Flag.ask != 0 {
             peer.pointee.owesAck = true
@@ -29,9 +36,6 @@ extension DomainState {
         }
         if isAck { return recycle(number) }
 
-        if Int32(bitPattern: header.epoch &- peer.pointee.inEpoch) > 0 {
-            startEpoch(header.epoch, of: index)
-        }
         let slot = slots + Int(number)
         slot.pointee.peer = index
         slot.pointee.epoch = header.epoch
@@ -61,8 +65,9 @@ extension DomainState {
         let peer = peers + Int(index)
         let ahead = write.ahead(of: peer.pointee.inEpoch)
         if ahead > 0 { startEpoch(peer.pointee.inEpoch &+ UInt32(ahead), of: index) }
-        guard ahead >= 0, !peer.pointee.owesGap else { return false }
         list(index)
+        if ahead < 0 { peer.pointee.owesAck = true }
+        guard ahead >= 0, !peer.pointee.owesGap else { return false }
         guard write.sequence == peer.pointee.countedArrivals % CountedWrite.sequences else {
             peer.pointee.owesGap = true
             return false
@@ -122,8 +127,9 @@ extension DomainState {
         return nil
     }
 
-    /// The peer starts over: what it sent before and never completed is forgotten.
-    private mutating func startEpoch(_ epoch: UInt32, of index: Int32) {
+    /// The peer starts over: what it sent before is counted no more, and what has been counted is kept for its question.
+    mutating func startEpoch(_ epoch: UInt32, of index: Int32) {
+        saveLedger(of: index)
         let peer = peers + Int(index)
         var number = firstEarly
         firstEarly = -1
@@ -147,7 +153,6 @@ extension DomainState {
         peer.pointee.failuresSent = 0
         peer.pointee.failureBytes = 0
         peer.pointee.missedAtPing = 0
-        // The head of the queue may be a frame of the old epoch; it is carried out, but not acknowledged.
     }
 
     /// Acknowledges at once. A frame that is missing at two pings in a row was lost with a connection.
@@ -155,7 +160,6 @@ extension DomainState {
         let peer = peers + Int(index)
         peer.pointee.owesAck = true
         list(index)
-        if Int32(bitPattern: header.epoch &- peer.pointee.inEpoch) > 0 { startEpoch(header.epoch, of: index) }
         guard header.epoch == peer.pointee.inEpoch else { return }
         if Int32(bitPattern: header.writes &- peer.pointee.countedArrivals) > 0 {
             peer.pointee.owesGap = true
@@ -205,7 +209,12 @@ extension DomainState {
     /// Ends the frames that the peer has carried out.
     private mutating func noteAck(_ header: FrameHeader, from index: Int32) {
         let peer = peers + Int(index)
+        if frames, Int32(bitPattern: header.ackEpoch &- peer.pointee.epoch) > 0 {
+            // It counts nothing more of ours in this epoch: it has closed its endpoint, or was asked to settle.
+            return lose(index, status: .peerLost, detail: ECONNRESET, next: header.ackEpoch)
+        }
         guard header.ackEpoch == peer.pointee.epoch else { return }
+        if !peer.pointee.provesReverse { peer.pointee.provesSince = 0 }
         let writes = header.writesAck &- peer.pointee.countedAcked
         if writes > 0 && writes <= peer.pointee.countedWrites &- peer.pointee.countedAcked {
             endWrites(of: peer, Int(writes), .success, 0)
@@ -263,6 +272,8 @@ extension DomainState {
     private mutating func unpack(_ number: Int32) -> Bool {
         let bytes = UnsafeRawPointer(buffer(number))
         let length = Int(bytes.loadUnaligned(fromByteOffset: 8, as: UInt32.self))
+        // Its sender has been told, or will be, that what is left of it was not counted.
+        guard slots[Int(number)].epoch == peers[Int(slots[Int(number)].peer)].inEpoch else { return true }
         if arrivedOffset == 0 {
             arrivedOffset = Int(bytes.loadUnaligned(fromByteOffset: 6, as: UInt16.self))
         }
@@ -310,6 +321,9 @@ extension DomainState {
         guard slots[Int(number)].epoch == peer.pointee.inEpoch else { return true }
         list(index)
         let sequence = peer.pointee.processed
+        let failure = FrameFailure(
+            sequence: sequence, first: arrivedRecord, count: records, status: UInt32(status.rawValue))
+        ledgers.refuse(index, failure)
         let first = FrameHeader.byteCount + FrameHeader.helloBytes
         if peer.pointee.failureAck >= 0 && peer.pointee.failureBytes > 0 {
             let place = ackBytes(peer.pointee.failureAck) + first + peer.pointee.failureBytes
@@ -326,8 +340,6 @@ extension DomainState {
             }
         }
         if peer.pointee.failureAck < 0 && !openAck(of: index) { return false }
-        let failure = FrameFailure(
-            sequence: sequence, first: arrivedRecord, count: records, status: UInt32(status.rawValue))
         (ackBytes(peer.pointee.failureAck) + first + peer.pointee.failureBytes)
             .storeBytes(of: failure, as: FrameFailure.self)
         peer.pointee.failureBytes += FrameFailure.byteCount

@@ -9,7 +9,7 @@ import TransferCore
 /// It is a struct behind one pointer, and its parts are pointers, so that the loops need neither reference
 /// counting nor exclusivity checks, and nothing grows.
 struct DomainState {
-    let handles: FabricHandles
+    var handles: FabricHandles
     let page: TargetPage
     let engine: UInt64
 
@@ -31,6 +31,16 @@ struct DomainState {
     /// Our address, for hellos.
     let ownAddress: UnsafeMutableRawPointer
     let ownAddressLength: Int
+    /// What tells this NIC apart from the engine's others.
+    let identity: UInt32
+    /// What was counted of connections that are over.
+    var ledgers = EpochLedgers()
+    /// Whether the endpoint is closed, because its address cannot be had; when to try again; how often it was opened again.
+    var isDown = false
+    var reopensAt: UInt64 = 0
+    var renewals = 0
+    /// See `Tuning.settlePatience`.
+    var settlePatience = Tuning.settlePatience
 
     // Memory: slots are numbered writes, frames, acknowledgements, receives.
     let slots: UnsafeMutablePointer<OperationSlot>
@@ -147,12 +157,14 @@ struct DomainState {
             {
                 _ = sendAck(to: index, flags: 0)
             }
+            if peer.pointee.provesSince != 0 { proveEnd(to: index) }
             let isUnasked = peer.pointee.isUnasked
             if isUnasked, force || polls &- peer.pointee.countedAt >= Tuning.askPolls { ask(index) }
             let isDone =
                 peer.pointee.open < 0 && peer.pointee.processed == peer.pointee.acknowledged
                 && peer.pointee.failureAck < 0 && !peer.pointee.owesAck && !peer.pointee.owesGap
                 && peer.pointee.countedTold == peer.pointee.countedArrivals && !isUnasked
+                && peer.pointee.provesSince == 0
             if isDone {
                 peer.pointee.isListed = false
             } else {
@@ -180,6 +192,7 @@ struct DomainState {
             place = (0..<peerCount).first { isForgettable($0) } ?? -1
             guard place >= 0 else { return (-1, ENOSPC) }
             _ = fi_av_remove(handles.addresses, &peers[place].address, 1, 0)
+            ledgers.forget(Int32(place))
         }
         // Providers may read a whole socket address however long the name is.
         let stored = peerAddresses + place * Limits.addressBytes
@@ -192,6 +205,8 @@ struct DomainState {
         peers[place].engine = engine
         peers[place].address = resolved
         peers[place].addressLength = length
+        let known = UnsafeRawBufferPointer(start: stored, count: length)
+        peers[place].inEpoch = ledgers.firstEpoch(of: engine, nic: Self.identity(of: known))
         if place == peerCount { peerCount += 1 }
         return (Int32(place), 0)
     }
@@ -203,26 +218,38 @@ struct DomainState {
             && firstEnded < 0
     }
 
-    /// Gives up what is on its way to a peer: all of it ends with `status`, and the next frame starts over.
-    mutating func lose(_ index: Int32, status: WorkStatus, detail: Int32) {
+    /// Gives up what is on its way to a peer: all of it ends with `status`, unsettled, and the next frame starts over, in the
+    /// epoch `next` or a later one.
+    mutating func lose(_ index: Int32, status: WorkStatus, detail: Int32, next: UInt32? = nil) {
         let peer = peers + Int(index)
-        if peer.pointee.open >= 0 {
-            let frame = peer.pointee.open
-            peer.pointee.open = -1
-            sendFrames[Int(frame)].failAll(status, detail: detail)
-            report(frame)
+        let lost = connection(to: peer, isWrites: false)
+        if frames, peer.pointee.firstInFlight >= 0 || peer.pointee.firstCounted >= 0 {
+            peer.pointee.provesReverse = peer.pointee.provesReverse || lost.isReverse
+            peer.pointee.provesSince = te_monotonic_nanoseconds()
+            list(index)
         }
         while peer.pointee.firstInFlight >= 0 {
             let frame = takeOldest(of: peer)
-            sendFrames[Int(frame)].failAll(status, detail: detail)
+            sendFrames[Int(frame)].failAll(status, detail: detail, connection: lost)
             report(frame)
         }
-        endWrites(of: peer, .max, status, detail)
+        if peer.pointee.open >= 0 {
+            let frame = peer.pointee.open
+            peer.pointee.open = -1
+            sendFrames[Int(frame)].failAll(status, detail: detail, connection: nil)
+            report(frame)
+        }
+        endWrites(of: peer, .max, status, detail, connection(to: peer, isWrites: true))
         peer.pointee.isLost = true
+        // What it was not told it asks for again, if it lives.
+        noteTold(peer)
+        peer.pointee.owesAck = false
+        peer.pointee.owesGap = false
         peer.pointee.isStreaming = false
         peer.pointee.isReverseOpen = false
         peer.pointee.usesReverse = false
         peer.pointee.epoch &+= 1
+        if let next, Int32(bitPattern: next &- peer.pointee.epoch) > 0 { peer.pointee.epoch = next }
         peer.pointee.nextSequence = 0
         peer.pointee.countedWrites = 0
         peer.pointee.countedAcked = 0
@@ -230,7 +257,7 @@ struct DomainState {
         peer.pointee.bytesSinceAsked = 0
         peer.pointee.inFlight = 0
         peer.pointee.remoteIndex = .max
-        peer.pointee.isGreeted = false
+        peer.pointee.greetedAt = 0
         peer.pointee.refusedSince = 0
         peer.pointee.waitsSince = 0
         peer.pointee.ackSeen = 0
@@ -266,6 +293,7 @@ struct DomainState {
 
     /// Notes that libfabric has taken an operation.
     @inline(__always) mutating func noteEndpoint(_ slot: UnsafeMutablePointer<OperationSlot>, reverse: Bool) {
+        slot.pointee.isPosted = true
         slot.pointee.isReverse = reverse
         if reverse { reverseInFlight += 1 }
     }
@@ -274,6 +302,7 @@ struct DomainState {
     @inline(__always) mutating func clearEndpoint(_ slot: UnsafeMutablePointer<OperationSlot>) {
         if slot.pointee.isReverse { reverseInFlight -= 1 }
         slot.pointee.isReverse = false
+        slot.pointee.isPosted = false
     }
 
     /// Whether the transport has refused work for this peer for so long that it counts as lost.

@@ -7,18 +7,22 @@ struct FabricHandles {
     let info: UnsafeMutablePointer<fi_info>
     let fabric: UnsafeMutablePointer<fid_fabric>
     let domain: UnsafeMutablePointer<fid_domain>
-    let completions: UnsafeMutablePointer<fid_cq>
+    private(set) var completions: UnsafeMutablePointer<fid_cq>
     let addresses: UnsafeMutablePointer<fid_av>
     /// Where peers send to, and where most is sent from.
-    let endpoint: UnsafeMutablePointer<fid_ep>
+    private(set) var endpoint: UnsafeMutablePointer<fid_ep>
     /// Where things are sent from to peers that send large writes here; nobody sends to it. A pair of endpoints shares one TCP
     /// connection, which loses a fifth of its throughput while anything travels against the stream. Otherwise nil.
-    let reverse: UnsafeMutablePointer<fid_ep>?
-    let reverseCompletions: UnsafeMutablePointer<fid_cq>?
+    private(set) var reverse: UnsafeMutablePointer<fid_ep>?
+    private(set) var reverseCompletions: UnsafeMutablePointer<fid_cq>?
     /// Readable when there may be completions, or -1.
-    let waitDescriptor: Int32
+    private(set) var waitDescriptor: Int32
     /// Whether that joins the descriptors of two queues, and is ours.
-    private let isJoined: Bool
+    private var isJoined: Bool
+    private let options: LibfabricOptions
+    private let nic: String
+    /// Whether the queues and endpoints are open.
+    private(set) var isOpen = true
 
     /// Opens everything, or closes again what was opened and says what failed.
     init(opening info: UnsafeMutablePointer<fi_info>, options: LibfabricOptions, nic: String)
@@ -38,6 +42,8 @@ struct FabricHandles {
             throw FabricError.failure("opening", ENODEV, nic: nic)
         }
         self.info = info
+        self.options = options
+        self.nic = nic
         self.fabric = fabric
         self.domain = domain
         self.completions = completions
@@ -56,6 +62,8 @@ struct FabricHandles {
         addresses: UnsafeMutablePointer<fid_av>, endpoint: UnsafeMutablePointer<fid_ep>
     ) {
         self.info = info
+        options = LibfabricOptions()
+        nic = ""
         self.fabric = fabric
         self.domain = domain
         self.completions = completions
@@ -78,13 +86,19 @@ struct FabricHandles {
         var waitDescriptor: Int32 = -1
         var isJoined = false
 
-        func close() {
+        /// Closes queues and endpoints. Returns whether libfabric has let go of all of them.
+        @discardableResult func closeEndpoints() -> Bool {
             if isJoined { _ = Glibc.close(waitDescriptor) }
-            FabricHandles.close(reverse)
-            FabricHandles.close(endpoint)
+            let results = [
+                FabricHandles.close(reverse), FabricHandles.close(endpoint),
+                FabricHandles.close(reverseCompletions), FabricHandles.close(completions),
+            ]
+            return results.allSatisfy { $0 == 0 }
+        }
+
+        func close() {
+            closeEndpoints()
             FabricHandles.close(addresses)
-            FabricHandles.close(reverseCompletions)
-            FabricHandles.close(completions)
             FabricHandles.close(domain)
             FabricHandles.close(fabric)
         }
@@ -106,8 +120,20 @@ struct FabricHandles {
         vector.type = FI_AV_UNSPEC
         vector.count = 64
         try check(fi_av_open(domain, &vector, &opened.addresses, nil), "fi_av_open")
+        try openEndpoints(info, options, nic, &opened)
+    }
+
+    /// Opens queues and endpoints, the one that peers send to where `here` says.
+    private static func openEndpoints(
+        _ info: UnsafeMutablePointer<fi_info>, _ options: LibfabricOptions, _ nic: String,
+        at here: UnsafeMutablePointer<fi_info>? = nil, _ opened: inout Opened
+    ) throws(TransferError) {
+        func check(_ result: Int32, _ call: String) throws(TransferError) {
+            if result != 0 { throw FabricError.failure(call, result, nic: nic) }
+        }
+        guard let domain = opened.domain else { return }
         opened.waitDescriptor = try openQueue(domain, options, nic, &opened.completions)
-        try check(fi_endpoint(domain, info, &opened.endpoint, nil), "fi_endpoint")
+        try check(fi_endpoint(domain, here ?? info, &opened.endpoint, nil), "fi_endpoint")
         try enable(opened.endpoint, opened.completions, opened.addresses, options, nic)
         guard options.hasReverse else { return }
         // A queue of its own is looked at only when there is something in it.
@@ -167,23 +193,66 @@ struct FabricHandles {
         UnsafeMutableRawPointer(object).assumingMemoryBound(to: fid.self)
     }
 
-    /// Closes one object.
-    static func close<T>(_ object: UnsafeMutablePointer<T>?) {
-        if let object { _ = fi_close(identity(object)) }
+    /// Closes one object. Returns libfabric's verdict.
+    @discardableResult static func close<T>(_ object: UnsafeMutablePointer<T>?) -> Int32 {
+        object.map { fi_close(identity($0)) } ?? 0
+    }
+
+    private var opened: Opened {
+        guard isOpen else { return Opened(fabric: fabric, domain: domain, addresses: addresses) }
+        return Opened(
+            fabric: fabric, domain: domain, completions: completions, addresses: addresses,
+            endpoint: endpoint, reverse: reverse, reverseCompletions: reverseCompletions,
+            waitDescriptor: waitDescriptor, isJoined: isJoined)
     }
 
     /// Closes everything that `init` opened; memory regions have been closed before.
     func close() {
-        Opened(
-            fabric: fabric, domain: domain, completions: completions, addresses: addresses,
-            endpoint: endpoint, reverse: reverse, reverseCompletions: reverseCompletions,
-            waitDescriptor: waitDescriptor, isJoined: isJoined
-        ).close()
+        opened.close()
         te_fi_freeinfo(info)
+    }
+
+    /// Closes the queues and endpoints, and nothing else: addresses and registrations stay. Whether that has worked.
+    mutating func closeEndpoints() -> Bool {
+        guard isOpen else { return true }
+        isOpen = !opened.closeEndpoints()
+        (waitDescriptor, isJoined, reverse, reverseCompletions) = (-1, false, nil, nil)
+        return !isOpen
+    }
+
+    /// Opens the queues and endpoints again, at the address that they had. Returns an error number.
+    mutating func openEndpoints(at address: UnsafeRawBufferPointer) -> Int32 {
+        guard !isOpen, let here = te_fi_dupinfo(info) else { return ENOMEM }
+        defer { te_fi_freeinfo(here) }
+        guard let source = malloc(max(1, address.count)), let bytes = address.baseAddress else {
+            return ENOMEM
+        }
+        source.copyMemory(from: bytes, byteCount: address.count)
+        free(here.pointee.src_addr)
+        here.pointee.src_addr = source
+        here.pointee.src_addrlen = address.count
+        var fresh = Opened(fabric: fabric, domain: domain, addresses: addresses)
+        do throws(TransferError) {
+            try Self.openEndpoints(info, options, nic, at: here, &fresh)
+            guard let queue = fresh.completions, let receiver = fresh.endpoint else { return ENODEV }
+            (completions, endpoint) = (queue, receiver)
+            (reverse, reverseCompletions) = (fresh.reverse, fresh.reverseCompletions)
+            (waitDescriptor, isJoined) = (fresh.waitDescriptor, fresh.isJoined)
+            guard try name(nic: nic).elementsEqual(address) else {
+                fresh.closeEndpoints()
+                return EADDRNOTAVAIL
+            }
+            isOpen = true
+            return 0
+        } catch {
+            fresh.closeEndpoints()
+            return EADDRNOTAVAIL
+        }
     }
 
     /// Whether the thread may sleep on `waitDescriptor`.
     func tryWait() -> Bool {
+        guard isOpen else { return false }
         func isEmpty(_ queue: UnsafeMutablePointer<fid_cq>) -> Bool {
             var object: UnsafeMutablePointer<fid>? = Self.identity(queue)
             return fi_trywait(fabric, &object, 1) == 0

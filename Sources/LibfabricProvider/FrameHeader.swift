@@ -22,6 +22,8 @@ struct FrameHeader: BitwiseCopyable {
         static let gap: UInt16 = 8
         /// The receiver is asked to acknowledge writes at once.
         static let ask: UInt16 = 16
+        /// It left from the sender's reverse endpoint.
+        static let reverse: UInt16 = 32
     }
 
     var magic = FrameHeader.magic

@@ -68,6 +68,7 @@ public final class LibfabricDomain: FabricDomain {
 
     deinit {
         close()
+        state.deinitialize(count: 1)
         state.deallocate()
         regions.deallocate()
     }
@@ -178,6 +179,15 @@ public final class LibfabricDomain: FabricDomain {
         _ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64
     ) -> PostResult {
         state.pointee.send(payload, to: Int32(truncatingIfNeeded: target.pointee.peer), context: context)
+    }
+
+    public func sever(_ target: UnsafePointer<ImportedKey>) {
+        guard target.pointee.peer >= 0, target.pointee.peer < state.pointee.peerCount else { return }
+        state.pointee.sever(Int32(target.pointee.peer))
+    }
+
+    public func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger? {
+        state.pointee.settle(FabricConnection(rawValue: connection), from: sender.rawValue)
     }
 
     public func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int {

@@ -91,6 +91,13 @@ public enum Tuning {
     static let efaPostsPerPoll = 32
     /// How long a peer may owe an acknowledgement before it is asked whether it lives, in nanoseconds.
     static let pingAfter: UInt64 = 200_000_000
+    /// How long a peer may take to answer a greeting before it is greeted again, in nanoseconds.
+    static let greetAgainAfter: UInt64 = 100_000_000
+    /// How long a receiver waits for the proof that nothing of a connection can land any more, before it closes its endpoint,
+    /// in nanoseconds.
+    static let settlePatience: UInt64 = 700_000_000
+    /// How long an endpoint that could not be opened again is left alone, in nanoseconds.
+    static let reopenAfter: UInt64 = 100_000_000
     /// How long a transport may refuse work for a peer before the peer counts as lost, in nanoseconds.
     static let patience: UInt64 = 5_000_000_000
 }

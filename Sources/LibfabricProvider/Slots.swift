@@ -23,14 +23,18 @@ struct OperationSlot {
     var isReverse = false
     /// Whether a record in a frame reports a counted write.
     var hasRecord = false
-    /// Whether libfabric still has a counted write, and whether it has ended and has been reported.
+    /// Whether libfabric has it, and whether a counted write has ended and has been reported.
     var isPosted = false
     var isReported = false
     var status = WorkStatus.success
     var detail: Int32 = 0
+    /// Of a counted write that was lost: what the peer calls what was lost with it, or 0.
+    var connection: UInt64 = 0
+    /// Which part of its transfer a write is.
+    var tag = RequestTag(rawValue: 0)
     /// Next in a free list or a queue, or -1.
     var next: Int32
-    /// The peer's epoch when a frame was sent, or the epoch and number of a frame that came.
+    /// The peer's epoch when a frame was sent, or the epoch and number of a frame that came; a counted write's number.
     var epoch: UInt32
     var sequence: UInt32 = 0
 }
@@ -46,6 +50,8 @@ struct SendFrame {
     var bytes: UnsafeMutableRawPointer
     var runs: UnsafeMutablePointer<ContextRun>
     var failures: UnsafeMutablePointer<FrameFailure>
+    /// Which part of its transfer each record is; `noTag` for messages.
+    var tags: UnsafeMutablePointer<RequestTag>
     var used = 0
     var runCount = 0
     var failureCount = 0
@@ -61,7 +67,13 @@ struct SendFrame {
     var isPosted = false
     /// Whether all completions have been handed out.
     var isReported = false
+    /// Whether it was lost with its connection, and then what the peer calls that; 0 for a frame that was never sent.
+    var isLost = false
+    var connection: UInt64 = 0
     var next: Int32 = -1
+
+    /// The tag of what cannot be made again.
+    static let noTag = RequestTag(rawValue: .max)
 
     /// Makes the frame empty; `start` bytes are left for the header.
     mutating func reset(start: Int) {
@@ -76,11 +88,13 @@ struct SendFrame {
         detail = 0
         isPosted = false
         isReported = false
+        isLost = false
         next = -1
     }
 
     /// Notes one more record.
-    @inline(__always) mutating func note(_ context: UInt64) {
+    @inline(__always) mutating func note(_ context: UInt64, _ tag: RequestTag) {
+        tags[Int(recordCount)] = tag
         recordCount += 1
         if runCount > 0, runs[runCount - 1].context == context {
             runs[runCount - 1].count += 1
@@ -104,12 +118,36 @@ struct SendFrame {
         failureCount += 1
     }
 
-    /// Marks all records as failed.
-    mutating func failAll(_ status: WorkStatus, detail: Int32) {
+    /// Marks all records as failed. `connection` says of which frames it is one; nil when it was never sent.
+    mutating func failAll(_ status: WorkStatus, detail: Int32, connection: FabricConnection?) {
+        isLost = true
+        self.connection = connection?.rawValue ?? 0
         failureCount = 1
         self.detail = detail
         failures[0] = FrameFailure(
             sequence: sequence, first: 0, count: recordCount, status: UInt32(status.rawValue))
+    }
+
+    /// The next record of a frame that was lost, or nil when all have been reported.
+    mutating func takeLost() -> Completion? {
+        guard reportedRuns < runCount else { return nil }
+        var completion = Completion(
+            context: runs[reportedRuns].context, count: 1,
+            status: WorkStatus(rawValue: UInt8(truncatingIfNeeded: failures[0].status)) ?? .providerFailed,
+            detail: detail)
+        completion.tag = tags[Int(reportedRecords)]
+        if completion.tag != Self.noTag {
+            let ordinal = UInt64(sequence) << FabricConnection.recordBits | UInt64(reportedRecords)
+            completion.delivery =
+                connection == 0 ? .never : .unsettled(connection: connection, ordinal: ordinal)
+        }
+        reportedRecords += 1
+        reportedOfRun += 1
+        if reportedOfRun == runs[reportedRuns].count {
+            reportedRuns += 1
+            reportedOfRun = 0
+        }
+        return completion
     }
 
     /// The next records of one context that ended the same way, or nil when all have been reported.
@@ -164,8 +202,11 @@ struct Peer {
     var nextSequence: UInt32 = 0
     var inFlight: UInt32 = 0
     var remoteIndex: UInt32 = .max
-    /// Whether it has been asked for `remoteIndex`.
-    var isGreeted = false
+    /// When it was last asked for `remoteIndex`, or 0.
+    var greetedAt: UInt64 = 0
+    /// Since when the end of the epoch before is to be proven to it, or 0, and whether from the reverse endpoint, too.
+    var provesSince: UInt64 = 0
+    var provesReverse = false
     var open: Int32 = -1
     var firstInFlight: Int32 = -1
     var lastInFlight: Int32 = -1
@@ -192,6 +233,11 @@ struct Peer {
 
     // What is received from it.
     var inEpoch: UInt32 = 0
+    /// The epochs of the last frames that came behind all that was sent before from its endpoint, and from the reverse one.
+    var proven: UInt32 = 0
+    var provenReverse: UInt32 = 0
+    /// Since when it waits to be told what was counted, or 0.
+    var settlesSince: UInt64 = 0
     /// Counted writes that came in this epoch, and how many of them it was told of.
     var countedArrivals: UInt32 = 0
     var countedTold: UInt32 = 0

@@ -146,7 +146,12 @@ extension DomainGroup {
     /// Asks the receiver, once now and again at every look at the links, until it answers.
     private func ask(about connection: UInt64, of link: Link) {
         guard !link.settlements.contains(where: { $0.connection == connection }) else { return }
-        if link.settlements.count == Liveness.rememberedSettlements { link.settlements.removeFirst() }
+        if link.settlements.count >= Liveness.rememberedSettlements,
+            let old = link.settlements.firstIndex(where: { $0.ledger != nil })
+        {
+            // Those that are not answered stay: somebody waits for them.
+            link.settlements.remove(at: old)
+        }
         link.settlements.append(Link.Settlement(connection: connection, ledger: nil, askedAt: hot.value.now))
         sendSettle(connection, of: link)
     }

@@ -189,7 +189,7 @@ public final class TransferEngine: @unchecked Sendable {
     /// Fails what nobody makes progress with any more: `close` does it, and whoever submits while the engine closes. Does
     /// nothing before that. One thread at a time is at it, and looks again for those who came meanwhile.
     func failPending() {
-        // pairs with the store in close(): it comes after what this thread has submitted, or close() sees that
+        // pairs with the store in close(), and with one another: close() comes later and sees what was submitted
         guard isOver.load(ordering: .sequentiallyConsistent),
             failers.wrappingAdd(1, ordering: .acquiringAndReleasing).oldValue == 0
         else { return }
@@ -197,6 +197,7 @@ public final class TransferEngine: @unchecked Sendable {
         var isDone = false
         while !isDone {
             group.failPending(.engineClosed)
+            // pairs with the add above, of another thread
             (isDone, seen) = failers.compareExchange(
                 expected: seen, desired: 0, ordering: .acquiringAndReleasing)
         }

@@ -208,7 +208,7 @@ struct LibfabricDomainTests {
         var accepted = 0
         var refused = WorkStatus.success
         while te_monotonic_nanoseconds() < end {
-            if accepted < requests.count && (refused == .success || refused == .again) {
+            if accepted < requests.count && refused != .peerLost {
                 let result = requests.withUnsafeBufferPointer {
                     pair.a.domain.post(UnsafeBufferPointer(rebasing: $0[accepted...]))
                 }

@@ -21,6 +21,8 @@ final class Side {
     /// Requests that ended, by context, and how the last of each ended.
     var ended: [UInt64: Int] = [:]
     var statuses: [UInt64: WorkStatus] = [:]
+    /// Requests that failed and whose fate can be known.
+    var lost: [(tag: RequestTag, delivery: Delivery)] = []
     var messages: [(bytes: [UInt8], sender: UInt64)] = []
 
     init(_ number: UInt64, _ options: LibfabricOptions, length: Int = 4 << 20) throws {
@@ -74,6 +76,7 @@ final class Side {
             } else {
                 ended[entry.context, default: 0] += Int(entry.count)
                 statuses[entry.context] = entry.status
+                if entry.delivery != .unknown { lost.append((entry.tag, entry.delivery)) }
             }
         }
     }
@@ -144,7 +147,7 @@ final class Pair {
             }
             accepted += result.accepted
             if result.status == .success { continue }
-            if result.status != .again { return result.status }
+            if result.status != .again, result.status != .targetBusy { return result.status }
             a.poll()
             b.poll()
         }
