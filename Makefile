@@ -20,8 +20,7 @@ SYSTEMS := ExpertParallelTests|KVCacheTransferTests|WeightTransferTests|Transfer
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
 .PHONY: setup model demo demo-weights test test-operations fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench \
-  bench-peers bench-moe bench-weights \
-  bench-netns bench-rdma docs format lint clean
+  bench-peers bench-kv bench-moe bench-weights bench-netns bench-rdma docs format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -139,6 +138,12 @@ bench: $(TE)
 bench-peers: PACKAGES += gcc libc6-dev ucx-utils iproute2 python3-venv
 bench-peers: $(TE)
 	python3 Benchmarks/peers/compare.py --setup $(ARGS)
+
+# The KV cache of one request beside NIXL, Mooncake and raw libfabric. ARGS="--models llama-3.1-8b,qwen3-235b-tp4 --check".
+bench-kv: PACKAGES += gcc libc6-dev python3-venv
+bench-kv: $(TE)
+	$(TE) bench kv --providers shm,tcp
+	python3 Benchmarks/kv/compare.py --setup $(ARGS)
 
 # Token dispatch and combine beside MPI_Alltoallv and gloo. ARGS="--ep 4 --tokens 128,2048".
 bench-moe: PACKAGES += gcc libc6-dev openmpi-bin libopenmpi-dev mpich libmpich-dev python3-venv

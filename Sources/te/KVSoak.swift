@@ -15,7 +15,10 @@ struct KVSoak: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "soak",
         abstract: "Kill prefillers and decoders while requests run, and check every byte.",
-        discussion: "Exit code 1 when a byte was wrong, a free page was written to, or a request did not end."
+        discussion: """
+            A request whose prefiller was killed is asked for again from another one (again). Exit code 1 when a \
+            request failed for good, a byte was wrong, a free page was written to, or a request did not end.
+            """
     )
 
     @Option(help: "seconds")
@@ -34,8 +37,8 @@ struct KVSoak: ParsableCommand {
     var json = false
 
     private struct Numbers {
-        var values = [Int](repeating: 0, count: 6)
-        static let names = ["completed", "cancelled", "failed", "wrong", "damaged", "open"]
+        var values = [Int](repeating: 0, count: 7)
+        static let names = ["completed", "cancelled", "again", "failed", "wrong", "damaged", "open"]
     }
 
     func run() throws {

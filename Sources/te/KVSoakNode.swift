@@ -162,13 +162,14 @@ private final class KVSoakPrefiller: @unchecked Sendable {
             return
         }
         jobs.withLock { $0[job.id] = Job(job: job, content: content, pages: taken) }
-        queue.withLock { $0.append(job.id) }
         role?.accept(job.id, sources: [PageTable(pages: taken)]) { [unowned self] event in
             jobs.withLock {
                 if event == .released { $0[job.id]?.isReleased = true } else { $0[job.id]?.isStopped = true }
             }
             giveIfDone(job.id)
         }
+        // Last: the model must not begin with a job that has not been accepted.
+        queue.withLock { $0.append(job.id) }
     }
 
     private func giveIfDone(_ id: KVJob.ID) {
@@ -212,143 +213,5 @@ private final class KVSoakPrefiller: @unchecked Sendable {
             jobs.withLock { $0[id]?.isRunning = false }
             giveIfDone(id)
         }
-    }
-}
-
-/// Asks whomever it knows, cancels now and then, and looks at every byte.
-private final class KVSoakDecoder: @unchecked Sendable {
-    // SAFETY: `state` is guarded by its lock; `peers` and `random` belong to the thread of `run`.
-    private struct State {
-        var completed = 0
-        var cancelled = 0
-        var failed: [String: Int] = [:]
-        var wrong = 0
-        var damaged = 0
-        var open = 0
-    }
-
-    private let pages: KVSoakPages
-    private let role: KVDecoder
-    private let state = Mutex(State())
-    private var peers: [(peer: KVPeer, address: EngineAddress)] = []
-    private let lost = Mutex<Set<KVPeer>>([])
-    private var random: SeededGenerator
-    private var content: UInt64
-
-    init(_ name: String, _ pages: KVSoakPages, _ seed: UInt64) throws {
-        self.pages = pages
-        random = SeededGenerator(seed: seed)
-        content = seed << 32
-        role = try KVDecoder(KVSoakPages.configuration(name), layout: KVSoakPages.layout, ranks: [pages.rank])
-    }
-
-    func run(_ lines: ChildLines) throws {
-        _ = writeLine("up", to: 1)
-        var isStopping = false
-        var end = UInt64.max
-        while te_monotonic_nanoseconds() < end {
-            let now = te_monotonic_nanoseconds()
-            role.tick(nowNanoseconds: now)
-            while let line = lines.next() {
-                if line == "stop" {
-                    isStopping = true
-                    end = now + 15_000_000_000
-                } else if let bytes = bytes(hexadecimal: line),
-                    let address = try? EngineAddress(decoding: bytes)
-                {
-                    connect(address)
-                    if peers.count > 4 { role.disconnect(peers.removeFirst().peer) }
-                }
-            }
-            reconnect()
-            let open = state.withLock { $0.open }
-            if isStopping, open == 0, pages.isWhole { break }
-            if !isStopping, open < 24, !peers.isEmpty { ask() }
-            usleep(500)
-        }
-        report()
-    }
-
-    /// One that was killed meanwhile cannot be reached, and is left out.
-    private func connect(_ address: EngineAddress) {
-        if let peer = try? role.connect(to: address) { peers.append((peer, address)) }
-    }
-
-    /// Introduces itself again to those that were lost: slow ones come back, dead ones do not.
-    private func reconnect() {
-        let gone = lost.withLock { lost in
-            defer { lost = [] }
-            return lost
-        }
-        for (peer, address) in peers where gone.contains(peer) {
-            peers.removeAll { $0.peer == peer }
-            role.disconnect(peer)
-            connect(address)
-        }
-        for (peer, _) in peers {
-            role.status(of: peer) { [unowned self] _, reason in
-                if reason != nil { lost.withLock { _ = $0.insert(peer) } }
-            }
-        }
-    }
-
-    private func ask() {
-        let count = Int.random(in: 1...16, using: &random)
-        guard let peer = peers.randomElement(using: &random)?.peer, let taken = pages.take(count) else {
-            return
-        }
-        content += 1
-        let content = content
-        let isBad = pages.damaged(taken)
-        state.withLock {
-            $0.open += 1
-            $0.damaged += isBad
-        }
-        let id = role.request(
-            KVRequest(
-                span: TokenSpan(end: count * 16), tables: [PageTable(pages: taken)],
-                input: (0..<8).map { UInt8(truncatingIfNeeded: content >> (8 * $0)) }, timeout: .seconds(3)),
-            from: peer
-        ) { [unowned self] in take($0, content, taken) }
-        if Int.random(in: 0..<4, using: &random) == 0 {
-            usleep(UInt32.random(in: 0...300, using: &random))
-            role.cancel(id)
-        }
-    }
-
-    private func take(_ event: KVRequestEvent, _ content: UInt64, _ taken: [UInt32]) {
-        switch event {
-        case .ready:
-            let isRight = pages.holds(content, taken)
-            pages.give(taken)
-            state.withLock {
-                $0.completed += 1
-                $0.wrong += isRight ? 0 : 1
-                $0.open -= 1
-            }
-        case .failed(let error):
-            state.withLock {
-                if error.code == .cancelled {
-                    $0.cancelled += 1
-                } else {
-                    $0.failed["\(error.code)", default: 0] += 1
-                }
-            }
-        case .pagesFree:
-            pages.give(taken)
-            state.withLock { $0.open -= 1 }
-        case .layer: break
-        }
-    }
-
-    /// The numbers, in the order of `KVSoak.Numbers`, and why requests failed.
-    private func report() {
-        let state = state.withLock { $0 }
-        let failed = state.failed.values.reduce(0, +)
-        let damaged =
-            state.damaged + pages.damaged(pages.take(pages.isWhole ? KVSoakPages.pageCount : 0) ?? [])
-        _ = writeLine(
-            "\(state.completed) \(state.cancelled) \(failed) \(state.wrong) \(damaged) \(state.open)"
-                + state.failed.map { " \($0.key):\($0.value)" }.joined(), to: 1)
     }
 }

@@ -1,8 +1,8 @@
 import Synchronization
 import Testing
-import TransferEngine
 
 @testable import KVCacheTransfer
+@testable import TransferEngine
 
 /// A prefiller and a decoder over shared memory, each engine with a thread of its own.
 @Suite(.serialized) struct RoleTests {
@@ -16,9 +16,9 @@ import TransferEngine
     final class Instance: Sendable {
         let ranks: [KVRank]
 
-        init(_ name: String, _ layout: KVLayout) throws {
+        init(_ name: String, _ layout: KVLayout, timeout: Duration = .seconds(30)) throws {
             ranks = try (0..<layout.rankCount).map { rank in
-                let engine = try TransferEngine(Configuration(name: "\(name) \(rank)"))
+                let engine = try TransferEngine(Configuration(name: "\(name) \(rank)", timeout: timeout))
                 let placement = KVPlacement.contiguous(layout, rank: rank, pageCount: RoleTests.pageCount)
                 let bytes = placement.regionBytes(layout, rank: rank).first ?? 0
                 // The pages, then a word for the model and a place for the tail.
@@ -51,10 +51,12 @@ import TransferEngine
         private var time: UInt64 = 0
         var decoderTime: UInt64 = 1 << 40
 
-        init(_ sourceLayout: KVLayout = RoleTests.layout, _ targetLayout: KVLayout = RoleTests.layout) throws
-        {
+        init(
+            _ sourceLayout: KVLayout = RoleTests.layout, _ targetLayout: KVLayout = RoleTests.layout,
+            timeout: Duration = .seconds(30)
+        ) throws {
             source = try Instance("prefiller", sourceLayout)
-            target = try Instance("decoder", targetLayout)
+            target = try Instance("decoder", targetLayout, timeout: timeout)
             let events = events
             prefiller = try KVPrefiller(
                 KVConfiguration(name: "prefiller", heartbeat: .milliseconds(50)), layout: sourceLayout,
@@ -288,6 +290,40 @@ import TransferEngine
         }
         #expect(setup.failure?.code == .peerLost)
         #expect(setup.failure?.message.contains("prefiller") == true)
+    }
+
+    /// A writer that was killed while it copied never leaves, so that the region cannot be revoked.
+    @Test(.timeLimit(.minutes(1))) func aWriterThatDiedInsideKeepsThePagesOfItsRequestOnly() async throws {
+        let setup = try Setup(timeout: .milliseconds(200))
+        let peer = try setup.decoder.connect(to: setup.prefiller.address)
+        _ = setup.request(TokenSpan(end: 8), [0], peer)
+        try await setup.until { setup.job != nil }
+        let (engine, region) = (setup.target.ranks[0].engine, setup.target.ranks[0].regions[0])
+        engine.page[region: region.index].writers.wrappingAdd(1, ordering: .relaxed)
+        setup.source.close()
+        for _ in 0..<4000 where setup.failure == nil { try await setup.untilDecoderTicks() }
+        for _ in 0..<100 { try await setup.untilDecoderTicks() }
+        #expect(!setup.has(.pagesFree))
+
+        let other = try Instance("other prefiller", Self.layout)
+        defer { other.close() }
+        let offered = Mutex<KVJob?>(nil)
+        let prefiller = try KVPrefiller(
+            KVConfiguration(name: "other prefiller", heartbeat: .milliseconds(50)), layout: Self.layout,
+            ranks: other.ranks
+        ) { job in offered.withLock { $0 = job } }
+        let newPeer = try setup.decoder.connect(to: prefiller.address)
+        _ = setup.request(TokenSpan(end: 8), [1], newPeer)
+        for _ in 0..<4000 where !setup.has(.ready) {
+            if let job = offered.withLock({ $0.take() }) {
+                prefiller.accept(job.id, sources: [PageTable(pages: [0])]) { _ in }
+                prefiller.begin(forward: [KVChunk(job: job.id, tokens: 0..<8)])
+                prefiller.computed(layers: 3)
+            }
+            try await setup.untilDecoderTicks()
+            prefiller.tick(nowNanoseconds: setup.decoderTime)
+        }
+        #expect(setup.has(.ready) && !setup.has(.pagesFree))
     }
 
     @Test(.timeLimit(.minutes(1))) func aDeadDecoderGivesTheSourcePagesBack() async throws {

@@ -33,6 +33,7 @@ struct DecoderLink {
 extension KVDecoder {
     /// Introduces the decoder, with its regions as they are now.
     func greet(_ number: UInt64) {
+        if let failure { return lose(number, links[number]?.session ?? 0, failure) }
         let session = random.next()
         links[number]?.session = session
         links[number]?.nextRequest = 1
@@ -174,22 +175,37 @@ extension KVDecoder {
 
     /// Takes everybody's right to write back when there are pages that cannot be had otherwise and nobody else is writing.
     func revokeIfNeeded() {
-        let quarantined = requests.filter { $0.value.machine.state == .quarantined }
+        let quarantined = requests.filter { $0.value.machine.state == .quarantined && !$0.value.isStuck }
         quarantinedSince = quarantined.isEmpty ? nil : quarantinedSince ?? now
         guard !quarantined.isEmpty else { return }
         let isBusy = requests.values.contains { $0.isSent && $0.machine.state != .quarantined }
         guard !isBusy else { return }
+        let isQuiet = revokeRegions()
+        for number in quarantined.keys.sorted() {
+            if isQuiet { apply(.revoked, to: number) } else { requests[number]?.isStuck = true }
+        }
+        quarantinedSince = nil
+        for number in links.keys.sorted() where links[number]?.isInUse == true { greet(number) }
+    }
+
+    /// Registers all regions anew; false when a writer may still be inside of one. It writes for its own request only, so that
+    /// all other pages can be used.
+    private func revokeRegions() -> Bool {
+        var isQuiet = true
         for rank in ranks.indices {
-            for region in ranks[rank].regions.indices {
+            let engine = ranks[rank].engine
+            for (index, region) in ranks[rank].regions.enumerated() {
                 do throws(TransferError) {
-                    ranks[rank].regions[region] = try ranks[rank].engine.revoke(ranks[rank].regions[region])
+                    ranks[rank].regions[index] = try engine.revoke(region)
                 } catch {
-                    return  // The engine keeps the memory; it is tried again at the next look.
+                    isQuiet = false
+                    // The registration is gone, the memory is not: the engine keeps it for whoever is inside.
+                    do throws(TransferError) {
+                        ranks[rank].regions[index] = try unsafe engine.register(region.bytes)
+                    } catch { failure = KVError(error) }
                 }
             }
         }
-        for number in quarantined.keys.sorted() { apply(.revoked, to: number) }
-        quarantinedSince = nil
-        for number in links.keys.sorted() where links[number]?.isInUse == true { greet(number) }
+        return isQuiet
     }
 }

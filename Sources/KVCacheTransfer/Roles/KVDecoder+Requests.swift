@@ -10,6 +10,8 @@ struct DecoderEntry {
     var session: UInt64 = 0
     var numberInSession: UInt64 = 0
     var isSent = false
+    /// Whether it stays in quarantine until a late receipt: a writer may be inside of what has been revoked.
+    var isStuck = false
     /// For each rank.
     var waits: [RankWait] = []
     /// Ranks that have not got everything.
@@ -42,6 +44,7 @@ extension KVDecoder {
             request: request, link: link, handler: handler, deadline: now &+ request.timeout.nanoseconds)
         requests[number] = entry
         do throws(KVError) {
+            if let failure { throw failure }
             guard request.span.cached >= 0, request.span.cached <= request.span.end,
                 request.span.end <= KVLimits.tokens
             else { throw KVError(.invalidLayout, "tokens \(request.span.cached) to \(request.span.end)") }

@@ -84,6 +84,8 @@ public final class KVDecoder: @unchecked Sendable {
     var hasClock = false
     /// Since when there are pages in quarantine.
     var quarantinedSince: UInt64?
+    /// Why the decoder can take no requests any more: a region could not be registered again.
+    var failure: KVError?
     private let nextNumber = Atomic<UInt64>(1)
     private let isStopped = Atomic<Bool>(false)
 

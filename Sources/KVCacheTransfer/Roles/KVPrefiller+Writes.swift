@@ -37,6 +37,10 @@ extension KVPrefiller {
                 let session = sessions[entry.prefill.session]
             else { continue }
             do throws(KVError) {
+                guard entry.handler != nil else {
+                    throw KVError(
+                        .aborted, "a forward pass of a job that was not accepted; call accept before begin")
+                }
                 let plan = try KVTransferPlan(
                     session.mapping, entry.prefill.span, chunk: chunk.tokens, sources: entry.sources,
                     targets: entry.prefill.tables, salt: chunk.job.number)
