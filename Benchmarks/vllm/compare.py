@@ -147,6 +147,8 @@ def main():
                     got[side.name] = side.run(f"{side.name}-{length}-{number}", prompt)
                     if number >= 0:
                         rows.setdefault((length, side.name), []).append(got[side.name])
+                    shown = {key: round(value * 1000, 2) for key, value in got[side.name].items() if key != "tokens"}
+                    print(f"round {number}, {length} tokens, {side.name}: {shown}", file=sys.stderr, flush=True)
                     time.sleep(0.05)  # blocks are given back meanwhile
                 if len({tuple(one["tokens"]) for one in got.values()}) != 1:
                     raise SystemExit(f"different tokens for a prompt of {length}: {got}")

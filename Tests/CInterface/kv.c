@@ -51,6 +51,7 @@ static te_kv_config quick(void) {
   te_kv_config config = TE_KV_CONFIG_INIT;
   config.name = "role";
   config.heartbeat_ns = 100000000;
+  config.heartbeats = 100;  // a busy machine may not let anybody speak for a while
   config.cancel_timeout_ns = 1000000000;
   return config;
 }

@@ -13,7 +13,8 @@ from transfer_engine import kv
 
 LAYERS, HEADS, HEAD_BYTES, PAGE_TOKENS, PAGES = 3, 4, 64, 8, 16
 PAGE = HEADS * HEAD_BYTES * PAGE_TOKENS
-FAST = dict(heartbeat=0.1, cancel_timeout=1, quarantine=0.2)
+# Heartbeats often, so that little is waited for; many of them, because a busy machine may not let anybody speak for a while.
+FAST = dict(heartbeat=0.1, heartbeats=50, cancel_timeout=5, quarantine=0.2)
 
 
 def layout(**changes):

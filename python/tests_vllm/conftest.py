@@ -15,7 +15,7 @@ CONNECTOR = dict(kv_connector="TransferEngineConnector", kv_connector_module_pat
 
 
 def transfer(role, **extra):
-    return dict(CONNECTOR, kv_role=role, kv_connector_extra_config=dict(heartbeat=0.3, timeout=60, **extra))
+    return dict(CONNECTOR, kv_role=role, kv_connector_extra_config=dict(heartbeat=1, timeout=240, **extra))
 
 
 class Cluster:

@@ -69,7 +69,7 @@ def vllm(name, model, logs, role=None):
     if role:
         command += ["--kv-transfer-config", json.dumps(dict(
             kv_connector="TransferEngineConnector", kv_connector_module_path="transfer_engine.vllm.connector", kv_role=role,
-            kv_load_failure_policy="recompute", kv_connector_extra_config=dict(name=name, heartbeat=0.5)))]
+            kv_load_failure_policy="recompute", kv_connector_extra_config=dict(name=name)))]
     return Server(name, command, logs)
 
 

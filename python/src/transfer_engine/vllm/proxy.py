@@ -45,7 +45,7 @@ class Proxy:
 
     def __init__(self, prefill: List[str], decode: List[str], timeout: float = 600.0) -> None:
         self.instances: Dict[str, Instance] = {}
-        self._turn = itertools.count()
+        self._turns = {"prefill": itertools.count(), "decode": itertools.count()}
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: Optional[aiohttp.ClientSession] = None
         for role, urls in (("prefill", prefill), ("decode", decode)):
@@ -130,7 +130,7 @@ class Proxy:
                 if instance.role == role and instance.is_alive and (role == "decode" or instance.address)]
         if not able:
             return None
-        turn = next(self._turn)
+        turn = next(self._turns[role])
         return min((able[(turn + index) % len(able)] for index in range(len(able))), key=lambda one: one.open_requests)
 
     # Requests
