@@ -7,15 +7,24 @@ import TransferEngine
 @Suite(.serialized) struct DecisionTests {
     typealias Rig = UpdateTests.Rig
 
-    /// One trainer, two replicas that serve version 1.
-    static func rig(phaseTimeout: Duration = .milliseconds(300)) throws -> Rig {
+    /// One trainer, two replicas that serve version 1. Phases may take long: tests that wait for the end of one say so.
+    static func rig() throws -> Rig {
         let rig = try Rig(
-            .shm, trainer: ParallelTrainer(), inference: ParallelInference(replicas: 2),
-            phaseTimeout: phaseTimeout)
+            .shm, trainer: ParallelTrainer(), inference: ParallelInference(replicas: 2))
         rig.run("joining") { rig.controller.isComplete }
         try rig.update(to: 1)
         rig.expect(1)
         return rig
+    }
+
+    /// Pushes a version of which some receivers will not hear that it is decided.
+    static func decide(_ version: UInt64, _ rig: Rig) throws {
+        rig.publish(version)
+        try rig.controller.update(to: version)
+        rig.run("deciding") { rig.controller.phase == .committing }
+        rig.controller.options.phaseTimeout = .milliseconds(500)
+        rig.run("version \(version)") { rig.controller.outcomes[version] != nil }
+        rig.controller.options.phaseTimeout = .seconds(10)
     }
 
     /// The endpoint of a receiver of `rig()`.
@@ -25,7 +34,7 @@ import TransferEngine
         let rig = try Self.rig()
         let deaf = Self.endpoint(of: 1, rig)
         deaf.isLost = { $0.kind == .commit || $0.kind == .open && $0.version == 2 && $0.others.count == 1 }
-        try rig.update(to: 2)
+        try Self.decide(2, rig)
         #expect(rig.controller.outcomes[2] == .committed(leftOut: [1]))
         #expect(rig.receivers.map(\.activeVersion) == [2, 1])
         #expect(rig.controller.currentVersion == 2)
@@ -36,10 +45,11 @@ import TransferEngine
 
     @Test(arguments: [WeightMessage.Kind.opened, .prepared])
     func everyPhaseHasAnEnd(_ lost: WeightMessage.Kind) throws {
-        let rig = try Self.rig(phaseTimeout: .milliseconds(100))
+        let rig = try Self.rig()
+        (rig.controller.options.phaseTimeout, rig.controller.options.attempts) = (.seconds(3), 2)
         rig.endpoints[0].isLost = { $0.kind == lost && $0.rank == 1 }
         try rig.update(to: 2)
-        guard case .failed(.attempts(8, let last)) = rig.controller.outcomes[2] else {
+        guard case .failed(.attempts(2, let last)) = rig.controller.outcomes[2] else {
             Issue.record("\(String(describing: rig.controller.outcomes[2]))")
             return
         }
@@ -48,10 +58,11 @@ import TransferEngine
     }
 
     @Test func aTrainerThatSaysNothingEndsTheUpdate() throws {
-        let rig = try Self.rig(phaseTimeout: .milliseconds(100))
+        let rig = try Self.rig()
+        (rig.controller.options.phaseTimeout, rig.controller.options.attempts) = (.seconds(3), 2)
         rig.endpoints[0].isLost = { $0.kind == .start }
         try rig.update(to: 2)
-        guard case .failed(.attempts(8, let last)) = rig.controller.outcomes[2] else {
+        guard case .failed(.attempts(2, let last)) = rig.controller.outcomes[2] else {
             Issue.record("\(String(describing: rig.controller.outcomes[2]))")
             return
         }
@@ -62,6 +73,7 @@ import TransferEngine
     /// Nobody tells it that the attempt is over: it has an end of its own.
     @Test func aTrainerWhoseControllerIsLostEndsItsPart() throws {
         let rig = try Self.rig()
+        rig.controller.options.phaseTimeout = .seconds(3)
         rig.endpoints[0].isLost = { $0.kind == .target }
         rig.publish(2)
         try rig.controller.update(to: 2)
@@ -73,10 +85,7 @@ import TransferEngine
 
     @Test func allAttemptsTogetherHaveAnEnd() throws {
         let rig = try Self.rig()
-        var options = rig.controller.options
-        options.updateTimeout = .milliseconds(500)
-        rig.controller = WeightController(rig.endpoints[0], plan: rig.plan, term: 2, options: options)
-        rig.run("joining") { rig.controller.isComplete }
+        rig.controller.options.updateTimeout = .milliseconds(500)
         Self.endpoint(of: 1, rig).isLost = { $0.kind == .open }
         try rig.update(to: 2)
         guard case .failed(.timedOut) = rig.controller.outcomes[2] else {
@@ -90,6 +99,7 @@ import TransferEngine
         let rig = try Self.rig()
         rig.controller = WeightController(
             rig.endpoints[0], plan: rig.plan, term: 2, options: rig.controller.options)
+        rig.controller.options.phaseTimeout = .milliseconds(200)
         rig.endpoints[0].isLost = { $0.kind == .join && !$0.isTrainer }
         rig.publish(2)
         try rig.controller.update(to: 2)
@@ -131,7 +141,7 @@ import TransferEngine
     }
 
     @Test func rollingBackIsForAllOrNone() throws {
-        let rig = try Self.rig(phaseTimeout: .seconds(10))
+        let rig = try Self.rig()
         try rig.update(to: 2)
         rig.stopped = [2]
         rig.endpoints[2].engine.close()
@@ -148,8 +158,11 @@ import TransferEngine
         try rig.update(to: 2)
         Self.endpoint(of: 1, rig).isLost = { $0.kind == .rollback || $0.kind == .open }
         try rig.controller.rollback(to: 1)
+        rig.run("deciding") { rig.controller.phase == .rollingBack }
+        rig.controller.options.phaseTimeout = .milliseconds(500)
         rig.run("rolling back") { rig.controller.rollbackOutcome != nil }
         #expect(rig.controller.rollbackOutcome == .committed(leftOut: [1]))
+        rig.controller.options.phaseTimeout = .seconds(10)
         #expect(rig.receivers.map(\.activeVersion) == [1, 2])
         // A controller that follows learns which of the two was decided last.
         rig.controller = WeightController(
@@ -165,7 +178,7 @@ import TransferEngine
         let rig = try Self.rig()
         let deaf = Self.endpoint(of: 1, rig)
         deaf.isLost = { $0.kind == .commit || $0.kind == .open && $0.others.count == 1 }
-        try rig.update(to: 2)
+        try Self.decide(2, rig)
         #expect(rig.receivers.map(\.activeVersion) == [2, 1])
         rig.controller = WeightController(
             rig.endpoints[0], plan: rig.plan, term: 2, options: rig.controller.options)
@@ -178,7 +191,8 @@ import TransferEngine
     }
 
     @Test func whatIsWithdrawnIsNotSent() throws {
-        let rig = try Self.rig(phaseTimeout: .milliseconds(100))
+        let rig = try Self.rig()
+        (rig.controller.options.phaseTimeout, rig.controller.options.attempts) = (.seconds(1), 2)
         try rig.trainers[0].withdraw()
         try rig.controller.update(to: 2)
         rig.run("version 2") { rig.controller.outcomes[2] != nil }

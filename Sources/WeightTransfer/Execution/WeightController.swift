@@ -23,7 +23,7 @@ public final class WeightController {
     let endpoint: WeightEndpoint
     let plan: Plan
     let term: UInt32
-    let options: Options
+    var options: Options
     var trainers: [Int: WeightMember] = [:]
     var receivers: [Int: WeightMember] = [:]
     var phase = Phase.idle

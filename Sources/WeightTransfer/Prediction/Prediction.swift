@@ -241,13 +241,10 @@ private struct Predictor {
 
     mutating func finished() -> Prediction {
         let ranks = position.indices.filter { !plan.sequences[$0].isEmpty }
-        let barrier = plan.policy == .fullTensor ? model.barrierSeconds : 0
-        let last = max(lastWrite.max() ?? 0, host.max() ?? 0)
-        result.seconds = last + barrier
+        result.seconds = max(lastWrite.max() ?? 0, host.max() ?? 0)
         for rank in ranks {
             note(.rest, rank, host[rank], lastWrite[rank])
-            note(.wait, rank, max(host[rank], lastWrite[rank]), last)
-            note(.rest, rank, last, result.seconds)
+            note(.wait, rank, max(host[rank], lastWrite[rank]), result.seconds)
         }
         for (index, stage) in Prediction.Stage.allCases.enumerated() where !ranks.isEmpty {
             result.stages[stage] = ranks.reduce(0) { $0 + totals[$1][index] } / Double(ranks.count)
