@@ -181,11 +181,13 @@ public final class LibfabricDomain: FabricDomain {
         state.pointee.send(payload, to: Int32(truncatingIfNeeded: target.pointee.peer), context: context)
     }
 
+    /// Gives up the connection to a peer; what was on it is settled with the peer. See `FabricDomain.sever`.
     public func sever(_ target: UnsafePointer<ImportedKey>) {
         guard target.pointee.peer >= 0, target.pointee.peer < state.pointee.peerCount else { return }
         state.pointee.sever(Int32(target.pointee.peer))
     }
 
+    /// What has been counted of a connection from `sender`; nil while something of it may still arrive. See `FabricDomain.settle`.
     public func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger? {
         state.pointee.settle(FabricConnection(rawValue: connection), from: sender.rawValue)
     }

@@ -9,7 +9,8 @@ struct TopologyCommand: ParsableCommand {
         abstract: "Show GPUs, NICs and NUMA nodes, which NICs serve which memory, and where threads belong.",
         discussion: """
             Reads this machine through hwloc, or a file that 'lstopo FILE.xml' made on another one. \
-            What-if: --without takes NICs away, --nics-per-gpu gives each GPU so many instead of all that are \
+            What-if: --without takes NICs away, --nics-per-gpu gives each GPU so many instead of all \
+            that are \
             nearest to it.
             """)
 

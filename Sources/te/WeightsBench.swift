@@ -11,7 +11,8 @@ struct BenchWeights: ParsableCommand {
         commandName: "weights",
         abstract: "Push a model between processes, beside copies, conversions and gather-and-broadcast.",
         discussion: """
-            Tests: bf16 and fp8 push from 2 trainers to 2 receivers; broadcast pushes from 4 to 4 that have a quarter each, \
+            Tests: bf16 and fp8 push from 2 trainers to 2 receivers; broadcast pushes from 4 to 4 that \
+            have a quarter each, \
             and then everything to trainer 0 and from there to all 4. Needs six times the model's memory.
             """)
 

@@ -11,11 +11,14 @@ struct WeightsPush: ParsableCommand {
         commandName: "push",
         abstract: "Pushes versions of a model from trainer processes to inference processes.",
         discussion: """
-            Starts all processes here. Every receiver compares what it serves, byte by byte, with a slow conversion of \
+            Starts all processes here. Every receiver compares what it serves, byte by byte, with a \
+            slow conversion of \
             its own, while a thread of it reads all the time. Exit code 1 when anything is wrong.
 
-            With --plan, --rank and --leader it is one trainer instead; `te weights serve` is one receiver, and they may \
-            be on different hosts. Trainer 0 leads: it writes its address to the file that --leader names, which \
+            With --plan, --rank and --leader it is one trainer instead; `te weights serve` is one \
+            receiver, and they may \
+            be on different hosts. Trainer 0 leads: it writes its address to the file that --leader \
+            names, which \
             the others read.
             """)
 

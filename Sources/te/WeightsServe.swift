@@ -109,11 +109,14 @@ struct WeightsServe: ParsableCommand {
         abstract: "One inference process: waits for a version that `te weights push` sends, and saves it.",
         discussion: """
             te weights plan --model model.safetensors --trainers fsdp=2 --inference tp=2 --output model.plan
-            te weights push --plan model.plan --rank 0 --leader leader --file model.safetensors --transport tcp &
-            te weights push --plan model.plan --rank 1 --leader leader --file model.safetensors --transport tcp &
+            te weights push --plan model.plan --rank 0 --leader leader --file model.safetensors \
+            --transport tcp &
+            te weights push --plan model.plan --rank 1 --leader leader --file model.safetensors \
+            --transport tcp &
             te weights serve --plan model.plan --rank 0 --leader leader --transport tcp --save served &
             te weights serve --plan model.plan --rank 1 --leader leader --transport tcp --save served
-            te weights reassemble model.plan --from served/1 --output again.safetensors --against model.safetensors
+            te weights reassemble model.plan --from served/1 --output again.safetensors --against \
+            model.safetensors
             """)
 
     @OptionGroup var member: WeightMemberOptions

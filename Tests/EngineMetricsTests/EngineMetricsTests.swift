@@ -51,7 +51,7 @@ private let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().d
         var alone = example
         alone.peers = []
         let text = PrometheusText.encode(MetricFamily.all(of: [alone]))
-        #expect(!text.contains("peer") && text.hasSuffix("\n"))
+        #expect(!text.contains("transfer_engine_peer_") && text.hasSuffix("\n"))
         #expect(PrometheusText.encode(MetricFamily.all(of: [])) == "")
     }
 

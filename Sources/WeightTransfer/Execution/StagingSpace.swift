@@ -1,5 +1,5 @@
-/// Temporary memory: the lowest place that is free is taken first, so that what has just been used, and is still in the processor's
-/// cache, is used again.
+/// Temporary memory: the lowest place that is free is taken first, so that what has just been used, and is still in
+/// the processor's cache, is used again.
 struct StagingSpace {
     /// Bytes.
     let capacity: Int

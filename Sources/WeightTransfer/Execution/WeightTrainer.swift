@@ -84,7 +84,8 @@ public final class WeightTrainer {
         for pull in waiting { handle(pull) }
     }
 
-    /// Says that `memory` is about to change: until the next `publish` nothing of it is sent, to receivers that come late neither.
+    /// Says that `memory` is about to change: until the next `publish` nothing of it is sent, to receivers that come
+    /// late neither.
     /// - Throws: `backPressure` while something of it is under way; ask again, or wait for the update's outcome.
     public func withdraw() throws(TransferError) {
         published = 0
