@@ -50,7 +50,7 @@ demo: $(TE) model
 demo-weights: PACKAGES += python3-venv
 demo-weights: $(TE) model
 	test -x .build/numpy/bin/python || python3 -m venv .build/numpy
-	.build/numpy/bin/python -c 'import numpy' 2>/dev/null || .build/numpy/bin/pip install -q numpy
+	.build/numpy/bin/python -c 'import numpy, ml_dtypes' 2>/dev/null || .build/numpy/bin/pip install -q numpy ml_dtypes
 	Benchmarks/weights/demo $(TE) .build/numpy/bin/python $(wildcard .models/*.gguf)
 
 lint:
