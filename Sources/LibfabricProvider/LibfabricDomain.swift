@@ -187,7 +187,8 @@ public final class LibfabricDomain: FabricDomain {
         state.pointee.sever(Int32(target.pointee.peer))
     }
 
-    /// What has been counted of a connection from `sender`; nil while something of it may still arrive. See `FabricDomain.settle`.
+    /// What has been counted of a connection from `sender`; nil while something of it may still arrive. See
+    /// `FabricDomain.settle`.
     public func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger? {
         state.pointee.settle(FabricConnection(rawValue: connection), from: sender.rawValue)
     }
