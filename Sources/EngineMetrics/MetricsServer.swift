@@ -22,11 +22,13 @@
         public init(_ engines: [TransferEngine], port: UInt16, isPublic: Bool = false) {
             self.engines = engines
             // 127.0.0.1 is an address.
-            let config =
+            var config =
                 isPublic
                 ? HTTPServer.Configuration(address: .inet6(port: port))
                 : (try? HTTPServer.Configuration(address: .inet(ip4: "127.0.0.1", port: port)))
                     ?? HTTPServer.Configuration(address: .loopback(port: port))
+            // It would write to standard output.
+            config.logger = .disabled
             server = HTTPServer(config: config)
         }
 
