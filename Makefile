@@ -18,7 +18,7 @@ SYSTEMS := ExpertParallelTests|KVCacheTransferTests|WeightTransferTests|Transfer
 # The suites whose promise holds for optimised code only, and only when nothing else allocates.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
 
-.PHONY: setup model demo test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers \
+.PHONY: setup model demo demo-kv test fuzz setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers \
   bench-kv bench-moe bench-netns bench-rdma docs format lint clean
 
 setup:
@@ -43,6 +43,12 @@ $(TE): setup
 
 demo: $(TE) model
 	$(TE) demo
+
+# An example: SmolLM2-135M over several processes that come, go and are killed while it answers. Below a minute, once built.
+demo-kv: setup model
+	swift build -c release --package-path examples/prefill-decode --product llama-demo \
+	  $$(grep -qw avx2 /proc/cpuinfo && echo -Xcc -mavx2)
+	examples/prefill-decode/.build/release/llama-demo $(MODEL)
 
 lint:
 	swift format lint --strict --recursive $(SOURCES)
