@@ -16,9 +16,9 @@ struct KVSoak: ParsableCommand {
         commandName: "soak",
         abstract: "Kill prefillers and decoders while requests run, and check every byte.",
         discussion: """
-            A request whose prefiller was killed is asked for again from another one (again). Exit code \
-            1 when a \
-            request failed for good, a byte was wrong, a free page was written to, or a request did not end.
+            A request whose prefiller was killed is asked for again from another one (again). Exit \
+            code 1 when a request failed for good, a byte was wrong, a free page was written to, or a \
+            request did not end.
             """
     )
 

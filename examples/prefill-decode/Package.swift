@@ -10,6 +10,12 @@ let package = Package(
             dependencies: [
                 .product(name: "KVCacheTransfer", package: "transfer-engine"),
                 .product(name: "TransferEngine", package: "transfer-engine"),
-            ])
+            ]),
+        .executableTarget(
+            name: "llama-demo",
+            dependencies: [
+                .product(name: "KVCacheTransfer", package: "transfer-engine"),
+                .product(name: "TransferEngine", package: "transfer-engine"),
+            ]),
     ]
 )
