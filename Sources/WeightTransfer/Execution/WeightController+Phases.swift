@@ -83,23 +83,25 @@ extension WeightController {
                 return true
             }
             self.wanted = nil
-            begin(wanted.version, Set(alive.keys), isCatchingUp: false)
+            begin(wanted.version, Set(alive.keys), since: wanted.since, isCatchingUp: false)
             return true
         }
         let late = alive.filter { $0.value.version != currentVersion }
         guard currentVersion > 0, !late.isEmpty, endpoint.now >= nextRepeat,
             trainers.values.contains(where: { $0.isAlive && $0.version == currentVersion })
         else { return false }
-        begin(currentVersion, Set(late.keys), isCatchingUp: true)
+        begin(currentVersion, Set(late.keys), since: endpoint.now, isCatchingUp: true)
         return true
     }
 
-    private func begin(_ version: UInt64, _ participants: Set<Int>, isCatchingUp: Bool) {
+    private func begin(
+        _ version: UInt64, _ participants: Set<Int>, since: UInt64, isCatchingUp: Bool
+    ) {
         self.version = version
         self.participants = participants
         self.isCatchingUp = isCatchingUp
         attemptsLeft = options.attempts
-        updateBegan = endpoint.now
+        updateBegan = since
         damage = [:]
         open()
     }
@@ -122,7 +124,7 @@ extension WeightController {
         attemptsLeft -= 1
         lost = absent()
         participants = participants.filter { receivers[$0]?.isAlive == true }
-        guard !participants.isEmpty else { return giveUp(.nobodyThere("receiver")) }
+        guard !participants.isEmpty else { return awaitReceiver() }
         guard attemptsLeft >= 0 else { return giveUp(.attempts(options.attempts, last: log.last ?? "")) }
         do throws(TransferError) {
             if !lost.isEmpty { _ = try Planner.replan(plan, without: lost, for: participants) }
@@ -130,6 +132,13 @@ extension WeightController {
         slots = [:]
         obstacles = [:]
         enter(.opening)
+    }
+
+    /// All are lost. One that was started anew joins again in a moment: the update waits for it as it does at its beginning.
+    private func awaitReceiver() {
+        guard !isCatchingUp else { return giveUp(.nobodyThere("receiver")) }
+        phase = .idle
+        wanted = (version, updateBegan)
     }
 
     private func opened(_ rank: Int, _ message: WeightMessage) {
