@@ -77,8 +77,7 @@ test: setup lint
 	$(MAKE) test-operations
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
-	$(TE) kv soak --seconds 20
-	$(TE) kv soak --seconds 10 --provider tcp
+	$(TE) kv soak --seconds 20 --provider tcp
 	swift run --package-path examples/push push
 	swift run --package-path examples/prefill-decode prefill-decode
 	$(MAKE) test-c test-python
