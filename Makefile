@@ -1,5 +1,6 @@
-# make demo | demo-weights | test | fuzz | test-rdma | rdma-shell | sim | mutants | bench | bench-peers | bench-weights |
-# bench-netns | bench-rdma | docs | format: each sets up what it needs, then does its job.
+# make demo | demo-kv | demo-weights | test | test-operations | fuzz | test-rdma | rdma-shell | sim | mutants | chaos | sanitize |
+# bench | bench-peers | bench-kv | bench-moe | bench-weights | bench-netns | bench-rdma | docs | format: each sets up what it
+# needs, then does its job. For C, Python and vLLM: dev/bindings.mk.
 SHELL := /bin/bash
 PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers libhwloc-dev libhwloc15 \
   python3-pip coreutils
@@ -77,6 +78,7 @@ test: setup lint
 	$(MAKE) test-operations
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
+	$(TE) kv soak --seconds 10 --kill-every 0
 	$(TE) kv soak --seconds 20 --provider tcp
 	swift run --package-path examples/push push
 	swift run --package-path examples/prefill-decode prefill-decode

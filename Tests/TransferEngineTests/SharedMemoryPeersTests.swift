@@ -71,7 +71,7 @@ import TransferEngine
         }
         try settle()
         // Other suites of this process have some, too, and let them go meanwhile.
-        #expect(mappings(of: "te-ring") < before.0 + 60)
-        #expect(mappings(of: "te-page") < before.1 + 60)
+        #expect(mappings(of: "te-ring") < before.0 + 40)
+        #expect(mappings(of: "te-page") < before.1 + 40)
     }
 }
