@@ -13,13 +13,20 @@ RIG_PACKAGES_uml := gcc libc6-dev make flex bison bc binutils
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODEL := .models/SmolLM2.gguf
 TE := .build/release/te
-SOURCES := Package.swift Sources Tests Fuzz IntegrationTests examples/push/Package.swift examples/push/Sources \
-  examples/prefill-decode/Package.swift examples/prefill-decode/Sources
+# The package manager passes the traits in the order of a hash, which is another in each process, and an order that has changed
+# compiles everything anew. What runs keeps its random hashes.
+BUILD := SWIFT_DETERMINISTIC_HASHING=1 swift build
+# Programs carry the Swift runtime, so that one file runs on every node.
+RELEASE := $(BUILD) -c release --static-swift-stdlib
+SOURCES := Package.swift Sources Tests Fuzz IntegrationTests \
+  $(foreach example,push prefill-decode metrics,examples/$(example)/Package.swift examples/$(example)/Sources)
 # The suites of what stands on the engine, which take their time and many threads: each in a run of its own.
 SYSTEMS := ExpertParallelTests KVCacheTransferTests WeightTransferTests TransferDirectoryTests
 empty :=
 # The suites whose promise holds for optimised code only, and only when nothing else allocates.
-OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised
+OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised --disable-default-traits --traits Libfabric
+# The examples depend on the package as a user's package does, and share one build of it.
+EXAMPLE := --scratch-path .build/examples --package-path examples
 
 .PHONY: setup model demo demo-kv demo-weights test test-operations fuzz setup-rdma test-rdma rdma-shell sim mutants chaos \
   sanitize bench bench-peers bench-kv bench-moe bench-weights bench-netns bench-rdma docs format lint clean
@@ -42,16 +49,15 @@ model:
 
 .PHONY: $(TE)
 $(TE): setup
-	swift build -c release --product te
+	$(RELEASE) --product te
 
 demo: $(TE) model
 	$(TE) demo
 
 # An example: SmolLM2-135M over several processes that come, go and are killed while it answers. Below a minute, once built.
 demo-kv: setup model
-	swift build -c release --package-path examples/prefill-decode --product llama-demo \
-	  $$(grep -qw avx2 /proc/cpuinfo && echo -Xcc -mavx2)
-	examples/prefill-decode/.build/release/llama-demo $(MODEL)
+	$(BUILD) -c release $(EXAMPLE)/prefill-decode --product llama-demo $$(grep -qw avx2 /proc/cpuinfo && echo -Xcc -mavx2)
+	.build/examples/release/llama-demo $(MODEL)
 
 # Trainers' shards of the model to inference ranks that are divided otherwise, while those are read: twice, with a check by numpy;
 # and from a safetensors file over TCP and back, bit for bit.
@@ -65,23 +71,23 @@ lint:
 	swift format lint --strict --recursive $(SOURCES)
 
 test: setup lint
-	swift build --build-tests
+	$(BUILD) --build-tests
 	swift test --skip-build --skip 'AllocationTests|$(subst $(empty) ,|,$(SYSTEMS))'
 	for suite in $(SYSTEMS); do swift test --skip-build --skip AllocationTests --filter $$suite || exit 1; done
-	swift build $(OPTIMISED) --build-tests
+	$(BUILD) $(OPTIMISED) --build-tests
 	swift test $(OPTIMISED) --skip-build --filter AllocationTests
-	swift build --build-tests --disable-default-traits --scratch-path .build/without-traits
+	$(BUILD) --product te --disable-default-traits --scratch-path .build/without-traits
 	$(MAKE) fuzz SECONDS=3
 	dev/docs
-	swift build -c release --product te
+	$(RELEASE) --product te
 	dev/check-doc-blocks $(TE)
 	$(MAKE) test-operations
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
 	$(TE) kv soak --seconds 10 --kill-every 0
 	$(TE) kv soak --seconds 20 --provider tcp
-	swift run --package-path examples/push push
-	swift run --package-path examples/prefill-decode prefill-decode
+	$(BUILD) $(EXAMPLE)/push && .build/examples/debug/push
+	$(BUILD) $(EXAMPLE)/prefill-decode && .build/examples/debug/prefill-decode
 	$(MAKE) test-c test-python
 	$(MAKE) chaos SECONDS=60
 	$(MAKE) test-rdma
@@ -94,15 +100,17 @@ fuzz: setup
 # The operators' commands, and the metrics in a real Prometheus: docs/operations.md.
 test-operations: PACKAGES += prometheus python3
 test-operations: $(TE)
-	IntegrationTests/operations/run $(TE)
+	$(BUILD) $(EXAMPLE)/metrics
+	IntegrationTests/operations/run $(TE) .build/examples/debug/metrics
 
 # On soft-RoCE, in a guest: docs/rdma-rig.md. RIG=uml takes user-mode Linux, TESTS=words only the tests that are named so.
 setup-rdma:
 	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) $(RIG_PACKAGES) $(RIG_PACKAGES_$(RIG))"
 
 test-rdma: setup-rdma
-	swift build --build-tests
-	swift build -c release
+	$(BUILD) --build-tests
+	$(RELEASE) --product te
+	$(RELEASE) --product te-peer
 	RIG=$(RIG) IntegrationTests/rdma-vm/suite "$(TESTS)"
 
 rdma-shell: setup-rdma
@@ -121,13 +129,13 @@ mutants: setup
 chaos: PACKAGES += python3 iproute2 util-linux
 chaos: SECONDS ?= 60
 chaos: setup
-	swift build -c release --product te-peer
+	$(RELEASE) --product te-peer
 	IntegrationTests/chaos/run .build/release/te-peer --seconds $(SECONDS) $(ARGS)
 
 # Memory that is used after its end, or leaks: for the night. Races: docs/reliability.md.
 SANITIZED := TransferCoreTests|TransferEngineTests|SimulatedProviderTests|SimulationTests|ProviderConformanceTests
 sanitize: setup
-	swift build --build-tests --sanitize=address --scratch-path .build/address
+	$(BUILD) --build-tests --sanitize=address --scratch-path .build/address
 	LSAN_OPTIONS="suppressions=$$PWD/dev/lsan.supp" swift test --skip-build --disable-xctest --sanitize=address \
 	  --scratch-path .build/address --filter '$(SANITIZED)'
 	ASAN_OPTIONS=detect_leaks=0 IntegrationTests/chaos/run .build/address/debug/te-peer --seconds 20
@@ -139,7 +147,7 @@ bench: $(TE)
 	$(TE) bench p2p --provider shm --against limits --caller-memory --tests write,paged
 	$(TE) bench p2p --provider tcp --against limits
 	$(TE) bench idle
-	swift build -c release --product verbs-host-cost
+	$(RELEASE) --product verbs-host-cost
 	Tests/VerbsHostCost/run .build/release/verbs-host-cost
 
 # Beside raw libfabric, NIXL, Mooncake and UCX. ARGS="--check" fails when a row is below what docs/benchmarks.md requires.
@@ -178,7 +186,7 @@ bench-rdma: setup-rdma $(TE)
 	RIG=$(RIG) IntegrationTests/rdma-vm/run -t 900 -- python3 Benchmarks/rdma/perftest.py --soft-nic $(ARGS)
 
 docs:
-	swift build
+	$(BUILD)
 	dev/docs
 
 format:
@@ -187,4 +195,4 @@ format:
 include dev/bindings.mk
 
 clean:
-	rm -rf .build .build-* examples/push/.build examples/prefill-decode/.build
+	rm -rf .build

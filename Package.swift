@@ -127,7 +127,7 @@ let package = Package(
             name: "te",
             dependencies: [
                 "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation",
-                "Platform", "Topology", "Doctor", "EngineMetrics",
+                "Platform", "Topology", "Doctor",
                 "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],

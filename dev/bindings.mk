@@ -13,7 +13,7 @@ STAGE := .build/stage
 # One library with the Swift runtime inside; libfabric and libibverbs are loaded at run time where they are.
 lib: PACKAGES += binutils
 lib: setup
-	swift build -c release --product transferengine
+	$(RELEASE) --product transferengine
 	@mkdir -p .build/lib
 	strip --strip-unneeded -o .build/lib/$(LIBRARY) .build/release/libtransferengine.so
 	ln -sf $(LIBRARY) .build/lib/libtransferengine.so
@@ -38,8 +38,7 @@ test-c: setup
 PYTHON_PACKAGES = $(shell $(PYTHON) -c "import os, sysconfig as s; os.path.exists(s.get_path('include') + '/Python.h') or print('python3-dev')") \
   $(shell $(PYTHON) -c "import ensurepip" 2>/dev/null || echo python3-venv)
 wheel: PACKAGES += binutils gcc libc6-dev $(PYTHON_PACKAGES)
-wheel: lib
-	swift build -c release --product te --static-swift-stdlib --scratch-path .build/static
+wheel: lib $(TE)
 	VERSION=$(VERSION) python/build-wheel $(PYTHON)
 
 test-python: wheel

@@ -9,11 +9,5 @@ struct Te: ParsableCommand {
             Demo.self, Sim.self, KVCommand.self, Weights.self, MoECommand.self, TraceCommand.self,
             BenchTarget.self, DemoReceiver.self, BenchKVTarget.self, KVSoakNode.self, WeightsMember.self,
             BenchMoERank.self,
-        ] + optional)
-
-    #if Metrics
-        private static let optional: [any ParsableCommand.Type] = [MetricsCommand.self]
-    #else
-        private static let optional: [any ParsableCommand.Type] = []
-    #endif
+        ])
 }

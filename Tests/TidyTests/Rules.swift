@@ -112,7 +112,7 @@ enum Rules {
         "te": [
             "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation", "Platform",
             "CPlatform", "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider", "Topology",
-            "Doctor", "EngineMetrics",
+            "Doctor",
         ],
     ]
 
