@@ -20,16 +20,16 @@ BUILD := SWIFT_DETERMINISTIC_HASHING=1 swift build
 RELEASE := $(BUILD) -c release --static-swift-stdlib
 SOURCES := Package.swift Sources Tests Fuzz IntegrationTests \
   $(foreach example,push prefill-decode metrics,examples/$(example)/Package.swift examples/$(example)/Sources)
-# The suites of what stands on the engine, which take their time and many threads: each in a run of its own.
-SYSTEMS := ExpertParallelTests KVCacheTransferTests WeightTransferTests TransferDirectoryTests
-empty :=
+# Tests that wait without `await` starve others of the same process: one at a time, in as many processes as there are cores.
+TESTS := .build/debug/transfer-enginePackageTests.xctest --testing-library swift-testing --no-parallel
+SYSTEMS := ExpertParallelTests|KVCacheTransferTests|TransferDirectoryTests
 # The suites whose promise holds for optimised code only, and only when nothing else allocates.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised --disable-default-traits --traits Libfabric
 # The examples depend on the package as a user's package does, and share one build of it.
 EXAMPLE := --scratch-path .build/examples --package-path examples
 
-.PHONY: setup model demo demo-kv demo-weights test test-operations fuzz setup-rdma test-rdma rdma-shell sim mutants chaos \
-  sanitize bench bench-peers bench-kv bench-moe bench-weights bench-netns bench-rdma docs format lint clean
+.PHONY: setup model demo demo-kv demo-weights test test-weights test-conformance test-engine test-systems test-operations fuzz \
+  setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-kv bench-moe bench-weights bench-netns bench-rdma docs format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -72,10 +72,9 @@ lint:
 
 test: setup lint
 	$(BUILD) --build-tests
-	swift test --skip-build --skip 'AllocationTests|$(subst $(empty) ,|,$(SYSTEMS))'
-	for suite in $(SYSTEMS); do swift test --skip-build --skip AllocationTests --filter $$suite || exit 1; done
+	$(MAKE) -j2 -Oline test-weights test-conformance test-engine test-systems
 	$(BUILD) $(OPTIMISED) --build-tests
-	swift test $(OPTIMISED) --skip-build --filter AllocationTests
+	swift test $(OPTIMISED) --skip-build --no-parallel --filter AllocationTests
 	$(BUILD) --product te --disable-default-traits --scratch-path .build/without-traits
 	$(MAKE) fuzz SECONDS=3
 	dev/docs
@@ -84,13 +83,22 @@ test: setup lint
 	$(MAKE) test-operations
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
-	$(TE) kv soak --seconds 10 --kill-every 0
+	$(TE) kv soak --seconds 20
 	$(TE) kv soak --seconds 20 --provider tcp
 	$(BUILD) $(EXAMPLE)/push && .build/examples/debug/push
 	$(BUILD) $(EXAMPLE)/prefill-decode && .build/examples/debug/prefill-decode
 	$(MAKE) test-c test-python
 	$(MAKE) chaos SECONDS=60
 	$(MAKE) test-rdma
+
+test-conformance:
+	$(TESTS) --filter ConformanceTests
+test-weights:
+	$(TESTS) --filter WeightTransferTests
+test-systems:
+	$(TESTS) --filter '$(SYSTEMS)' --skip AllocationTests
+test-engine:
+	$(TESTS) --skip 'ConformanceTests|AllocationTests|WeightTransferTests|$(SYSTEMS)'
 
 # Every decoder of foreign bytes under libFuzzer, SECONDS for each: docs/reliability.md.
 SECONDS := 60

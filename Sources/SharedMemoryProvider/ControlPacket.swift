@@ -11,13 +11,15 @@ internal import TransferCore
 /// | hello | own engine | engine, a probe address | target page, wake-up event |
 /// | region | index, generation, secret | length, address | the memory file, if there is one |
 /// | ring | | | the ring's memory file |
+/// | seat | | index: a writer's seat in the target page | |
 struct ControlPacket {
-    static let magic: UInt64 = 0x5445_5348_4D00_0001
+    static let magic: UInt64 = 0x5445_5348_4D00_0002
 
     enum Kind {
         static let hello: UInt32 = 1
         static let region: UInt32 = 2
         static let ring: UInt32 = 3
+        static let seat: UInt32 = 4
     }
 
     var magic = Self.magic

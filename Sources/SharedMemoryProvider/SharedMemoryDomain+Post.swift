@@ -46,10 +46,11 @@ extension SharedMemoryDomain {
     ) -> (WorkStatus, Int32) {
         let page = unsafe peers[target.pointee.peer].page
         let region = unsafe target.pointee.index
-        guard unsafe page[region: region].enter(expecting: target.pointee.key) else {
+        let seat = unsafe peers[target.pointee.peer].seat
+        guard unsafe page.enter(region, expecting: target.pointee.key, seat: seat) else {
             return (.staleRegion, 0)
         }
-        defer { page[region: region].leave() }
+        defer { page.leave(seat: seat) }
         guard let base = unsafe UnsafeMutableRawPointer(bitPattern: target.pointee.mapping) else {
             return unsafe writeProcess(requests, run, to: target, &due)
         }

@@ -45,6 +45,8 @@ public final class SharedMemoryDomain: FabricDomain {
     struct PeerState: ~Copyable {
         let page: TargetPage
         var process: Int32 = 0
+        /// Where this domain says which region of the peer it is inside.
+        var seat: UInt32 = 0
         var wakeFile: Int32 = -1
         /// Nil while the entry is free.
         var connection: SharedMemoryPeer?
@@ -148,7 +150,10 @@ public final class SharedMemoryDomain: FabricDomain {
 
     private func forget(_ peer: Int) {
         if peers[peer].outgoing.count > 0 { peers[peer].outgoing[0].mapping.unmap() }
-        if let connection = peers[peer].connection { host.release(connection) }
+        if let connection = peers[peer].connection {
+            connection.giveBack(seat: peers[peer].seat)
+            host.release(connection)
+        }
         peers[peer] = PeerState(page: host.page)
     }
 
@@ -161,8 +166,15 @@ public final class SharedMemoryDomain: FabricDomain {
             throw TransferError(.limitReached, "more than \(Self.peerCapacity) peers on one host")
         }
         let connection = try host.peer(engine)
+        let seat: UInt32
+        do throws(TransferError) {
+            seat = try connection.takeSeat()
+        } catch {
+            host.release(connection)
+            throw error
+        }
         peers[number] = PeerState(
-            page: connection.page, process: connection.process, wakeFile: connection.wakeFile,
+            page: connection.page, process: connection.process, seat: seat, wakeFile: connection.wakeFile,
             connection: connection)
         peerIndex[engine] = number
         if state.value.freePeers.popLast() == nil { state.value.peerCount += 1 }

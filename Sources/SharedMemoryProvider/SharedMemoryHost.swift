@@ -130,8 +130,7 @@ public final class SharedMemoryHost: Sendable {
 
     private func serve() {
         var connections: [Int32] = []
-        /// The rings that each connection's engine writes into.
-        var rings: [Int32: [UInt]] = [:]
+        var writers = Writers()
         defer { for connection in connections { Glibc.close(connection) } }
         while true {
             var polls = ([stopFile, listener] + connections).map {
@@ -139,9 +138,9 @@ public final class SharedMemoryHost: Sendable {
             }
             guard unsafe Glibc.poll(&polls, nfds_t(polls.count), -1) >= 0 || errno == EINTR else { return }
             if polls[0].revents != 0 { return }
-            for entry in polls.dropFirst(2) where entry.revents != 0 && !answer(entry.fd, &rings) {
+            for entry in polls.dropFirst(2) where entry.revents != 0 && !answer(entry.fd, &writers) {
                 connections.removeAll { $0 == entry.fd }
-                end(rings.removeValue(forKey: entry.fd) ?? [])
+                end(entry.fd, &writers)
                 Glibc.close(entry.fd)
             }
             if polls[1].revents != 0 {
@@ -151,9 +150,29 @@ public final class SharedMemoryHost: Sendable {
         }
     }
 
-    /// Notes that the writer of some rings has gone: the draining domain lets go of them once they are empty.
-    private func end(_ rings: [UInt]) {
-        guard !rings.isEmpty else { return }
+    /// What the service thread has given to each connection's engine to write into.
+    private struct Writers {
+        var rings: [Int32: [UInt]] = [:]
+        var seats: [Int32: [UInt32]] = [:]
+        var freeSeats: [UInt32] = []
+        var seatCount: UInt32 = 0
+
+        mutating func takeSeat() -> UInt32? {
+            if let free = freeSeats.popLast() { return free }
+            guard seatCount < Limits.writers else { return nil }
+            defer { seatCount += 1 }
+            return seatCount
+        }
+    }
+
+    /// A connection ends when its engine lets go of it or when its process has died, with all threads that could be inside a
+    /// region: their seats are cleared. The draining domain lets go of their rings once they are empty.
+    private func end(_ connection: Int32, _ writers: inout Writers) {
+        for seat in writers.seats.removeValue(forKey: connection) ?? [] {
+            page.leave(seat: seat)
+            writers.freeSeats.append(seat)
+        }
+        guard let rings = writers.rings.removeValue(forKey: connection) else { return }
         state.withLock { $0.endedRings.formUnion(rings) }
         ringChanges.add(1, ordering: .releasing)  // pairs with the load in SharedMemoryDomain.drain
         page.signals.doorbell.wrappingAdd(1, ordering: .sequentiallyConsistent)
@@ -163,7 +182,7 @@ public final class SharedMemoryHost: Sendable {
     }
 
     /// Answers one request; false when the connection has ended.
-    private func answer(_ connection: Int32, _ rings: inout [Int32: [UInt]]) -> Bool {
+    private func answer(_ connection: Int32, _ writers: inout Writers) -> Bool {
         guard let (request, files) = ControlPacket.receive(from: connection) else { return false }
         for file in files { Glibc.close(file) }
         var reply = ControlPacket(request.kind)
@@ -175,7 +194,16 @@ public final class SharedMemoryHost: Sendable {
         case ControlPacket.Kind.region:
             return answerRegion(request, &reply, connection)
         case ControlPacket.Kind.ring:
-            return answerRing(&reply, connection, &rings)
+            return answerRing(&reply, connection, &writers)
+        case ControlPacket.Kind.seat:
+            guard let seat = writers.takeSeat() else {
+                reply.status = UInt32(WorkStatus.targetBusy.rawValue)
+                return reply.send(to: connection) == 0
+            }
+            page.openSeats(writers.seatCount)
+            writers.seats[connection, default: []].append(seat)
+            reply.index = seat
+            return reply.send(to: connection) == 0
         default:
             return false
         }
@@ -200,14 +228,14 @@ public final class SharedMemoryHost: Sendable {
     }
 
     private func answerRing(
-        _ reply: inout ControlPacket, _ connection: Int32, _ rings: inout [Int32: [UInt]]
+        _ reply: inout ControlPacket, _ connection: Int32, _ writers: inout Writers
     ) -> Bool {
         guard let ring = try? SharedMapping.create(name: "te-ring", byteCount: ByteRing.byteCount) else {
             reply.status = UInt32(WorkStatus.providerFailed.rawValue)
             return reply.send(to: connection) == 0
         }
         state.withLock { $0.newRings.append(ring) }
-        rings[connection, default: []].append(UInt(bitPattern: unsafe ring.base))
+        writers.rings[connection, default: []].append(UInt(bitPattern: unsafe ring.base))
         ringChanges.add(1, ordering: .releasing)  // pairs with the load in SharedMemoryDomain.drain
         return reply.send(to: connection, files: [ring.file]) == 0
     }

@@ -22,6 +22,8 @@ final class SharedMemoryPeer: Sendable {
     private struct State {
         var socket: Int32
         var mappings: [UInt64: Mapped] = [:]
+        /// Seats in the peer's page that no domain uses.
+        var freeSeats: [UInt32] = []
     }
     private let state: Mutex<State>
 
@@ -93,6 +95,9 @@ final class SharedMemoryPeer: Sendable {
             switch WorkStatus(rawValue: UInt8(truncatingIfNeeded: reply.status)) {
             case .staleRegion:
                 throw TransferError(.staleRegion, "engine \(engine) has deregistered region \(request.index)")
+            case .targetBusy:
+                throw TransferError(
+                    .limitReached, "engine \(engine) has \(Limits.writers) writers on this host already")
             case .accessDenied:
                 throw TransferError(
                     .accessDenied, "engine \(engine) refuses writes into region \(request.index)")
@@ -147,6 +152,21 @@ final class SharedMemoryPeer: Sendable {
             if known.users == 0 { known.mapping.unmap() }
         }
     }
+
+    /// A seat in the peer's page for one domain of ours; `giveBack` ends its use.
+    func takeSeat() throws(TransferError) -> UInt32 {
+        try state.withLock { state throws(TransferError) in
+            if let free = state.freeSeats.popLast() { return free }
+            let (reply, files) = try ask(ControlPacket(ControlPacket.Kind.seat), &state)
+            for file in files { Glibc.close(file) }
+            guard reply.index < Limits.writers else {
+                throw TransferError(.providerFailed, "engine \(engine) named a seat that there is not")
+            }
+            return reply.index
+        }
+    }
+
+    func giveBack(seat: UInt32) { state.withLock { $0.freeSeats.append(seat) } }
 
     /// Opens a ring into the peer's engine for one domain of ours.
     func openRing() throws(TransferError) -> SharedMapping {

@@ -7,6 +7,8 @@ public enum Limits {
     public static let railsPerRoute = 15
     /// Regions that one engine may have registered at once.
     public static let regions = 4096
+    /// Domains on the same host that may write into one engine at once.
+    public static let writers = 4096
     /// Remote regions that one engine may have attached at once.
     public static let attachments = 65536
     /// Engines that one engine knows; beyond that it does not answer those that it has not attached itself.

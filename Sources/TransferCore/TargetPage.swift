@@ -18,8 +18,10 @@ public import Synchronization
     public static let byteCount = countersOffset + (1 << Immediate.bitWidth) * 8
     /// Bytes in front of the region table: the engine's name and `signals`.
     package static var headerBytes: Int { regionsOffset }
-    @usableFromInline static let magic: UInt64 = 0x5445_5041_4745_0001
+    @usableFromInline static let magic: UInt64 = 0x5445_5041_4745_0002
     @usableFromInline static let regionsOffset = 4096
+    @usableFromInline static let seatsOffset = regionsOffset + Limits.regions * RegionSlot.stride
+    @usableFromInline static let seatStride = 64
     @usableFromInline static let countersOffset = 1 << 20
 
     @usableFromInline let base: UnsafeMutableRawPointer
@@ -30,7 +32,7 @@ public import Synchronization
     /// Prepares zeroed memory for one engine.
     public static func initialize(_ base: UnsafeMutableRawPointer, engine: EngineID) -> TargetPage {
         precondition(MemoryLayout<RegionSlot>.size <= RegionSlot.stride)
-        precondition(regionsOffset + Limits.regions * RegionSlot.stride <= countersOffset)
+        precondition(seatsOffset + Limits.writers * seatStride <= countersOffset)
         unsafe base.storeBytes(of: engine.rawValue, toByteOffset: 8, as: UInt64.self)
         unsafe base.storeBytes(of: magic, as: UInt64.self)
         return unsafe TargetPage(mapped: base)
@@ -100,20 +102,61 @@ public import Synchronization
         return unsafe at(Self.regionsOffset + Int(index) * RegionSlot.stride)
     }
 
+    /// Tries to enter region `index` as the writer that sits at `seat`; false means that the region is not the one of the
+    /// descriptor (any more). A writer is inside one region at a time.
+    @inlinable public func enter(_ index: UInt32, expecting expected: UInt64, seat: UInt32) -> Bool {
+        // before the load: pairs with withdraw
+        self[seat: seat].store(UInt64(index) + 1, ordering: .sequentiallyConsistent)
+        // pairs with the stores in publish and withdraw
+        if self[region: index].state.load(ordering: .sequentiallyConsistent) == expected { return true }
+        leave(seat: seat)
+        return false
+    }
+
+    /// Ends what `enter` began; also for a writer that has died inside.
+    @inlinable public func leave(seat: UInt32) {
+        self[seat: seat].store(0, ordering: .releasing)  // pairs with the load in isQuiet
+    }
+
+    /// Whether no writer is inside region `index`, which was withdrawn before. O(seats that were ever taken).
+    public func isQuiet(_ index: UInt32) -> Bool {
+        let taken = unsafe seatCount.pointee.load(ordering: .sequentiallyConsistent)
+        for seat in 0..<taken where self[seat: seat].load(ordering: .acquiring) == UInt64(index) + 1 {
+            return false  // pairs with leave
+        }
+        return true
+    }
+
+    /// Says that seats 0..<`count` are taken or were; the owner does it before it gives a seat away.
+    public func openSeats(_ count: UInt32) {
+        precondition(count <= Limits.writers)
+        unsafe seatCount.pointee.max(count, ordering: .sequentiallyConsistent)  // pairs with isQuiet
+    }
+
+    private var seatCount: UnsafeMutablePointer<Atomic<UInt32>> { unsafe at(192) }
+
+    /// Where a writer says which region it is inside: the region's index and 1, or 0.
+    @inlinable subscript(seat seat: UInt32) -> Atomic<UInt64> {
+        @inline(__always) unsafeAddress {
+            precondition(seat < Limits.writers, "a seat outside of the table")
+            return unsafe UnsafePointer(at(Self.seatsOffset + Int(seat) * Self.seatStride))
+        }
+    }
+
     /// Opens a region to writers: the last thing that they look at is written last.
     public func publish(_ region: LocalRegion) {
         self[region: region.index].base = UInt64(UInt(bitPattern: unsafe region.base))
         self[region: region.index].length = UInt64(region.length)
         self[region: region.index].secret = region.secret
-        // pairs with the loads in RegionSlot.enter and admit
+        // pairs with the loads in enter and admit
         self[region: region.index].state.store(
             RegionSlot.state(generation: region.generation, access: region.access),
             ordering: .sequentiallyConsistent)
     }
 
-    /// Ends a region for writers that have not entered; `RegionSlot.isQuiet` tells when the others have left.
+    /// Ends a region for writers that have not entered; `isQuiet` tells when the others have left.
     public func withdraw(_ index: UInt32) {
-        // pairs with the loads in RegionSlot.enter and admit
+        // pairs with the loads in enter and admit
         self[region: index].state.store(0, ordering: .sequentiallyConsistent)
     }
 
@@ -147,16 +190,14 @@ public import Synchronization
 
 /// One region in a `TargetPage`, 64 bytes.
 ///
-/// A writer in another process enters (`writers` + 1), then compares `state` with what its descriptor says, then copies,
-/// then leaves. The owner that ends a region changes `state` first and then waits for `writers` to become 0: after that
-/// nobody can write any more.
+/// A writer in another process names the region at its seat, then compares `state` with what its descriptor says, then copies,
+/// then clears its seat. The owner that ends a region changes `state` first and then waits until no seat names the region: after
+/// that nobody can write any more. Seats belong to one writer each, so that the owner can clear that of a writer that has died.
 public struct RegionSlot: ~Copyable {
     @usableFromInline static let stride = 64
 
     /// Generation, access and liveness in one word; 0 is free.
     public let state: Atomic<UInt64>
-    /// How many are copying into the region at this moment.
-    public let writers: Atomic<UInt64>
     /// Address of the first byte in the owner's process.
     public var base: UInt64
     /// Bytes.
@@ -167,24 +208,5 @@ public struct RegionSlot: ~Copyable {
     /// The word that `state` holds for a live region.
     @inlinable public static func state(generation: UInt32, access: Access) -> UInt64 {
         UInt64(generation) << 32 | UInt64(access.rawValue) << 8 | 1
-    }
-
-    /// Tries to enter as a writer; false means that the region is not the one of the descriptor (any more).
-    @inlinable public func enter(expecting expected: UInt64) -> Bool {
-        writers.wrappingAdd(1, ordering: .sequentiallyConsistent)  // before the load: pairs with close
-        // pairs with the stores in TargetPage.publish and withdraw
-        if state.load(ordering: .sequentiallyConsistent) == expected { return true }
-        leave()
-        return false
-    }
-
-    /// Ends what `enter` began.
-    @inlinable public func leave() {
-        writers.wrappingSubtract(1, ordering: .releasing)  // pairs with the load in isQuiet
-    }
-
-    /// Whether no writer is inside.
-    public var isQuiet: Bool {
-        borrowing get { writers.load(ordering: .acquiring) == 0 }  // pairs with leave
     }
 }

@@ -239,7 +239,7 @@ extension TransferEngine {
             group.domains[domain].deregister(known.local, key: key)
         }
         let deadline = group.clock.nowNanoseconds &+ configuration.timeout.nanoseconds
-        while !group.page[region: known.local.index].isQuiet {
+        while !group.page.isQuiet(known.local.index) {
             guard group.clock.nowNanoseconds < deadline else {
                 throw TransferError(
                     .stalled,

@@ -292,14 +292,18 @@ import Testing
         #expect(setup.failure?.message.contains("prefiller") == true)
     }
 
-    /// A writer that was killed while it copied never leaves, so that the region cannot be revoked.
-    @Test(.timeLimit(.minutes(1))) func aWriterThatDiedInsideKeepsThePagesOfItsRequestOnly() async throws {
+    /// A writer that stands still while it copies does not leave, so that the region cannot be revoked.
+    @Test(.timeLimit(.minutes(1))) func aWriterThatStaysInsideKeepsThePagesOfItsRequestOnly() async throws {
         let setup = try Setup(timeout: .milliseconds(200))
         let peer = try setup.decoder.connect(to: setup.prefiller.address)
         _ = setup.request(TokenSpan(end: 8), [0], peer)
         try await setup.until { setup.job != nil }
         let (engine, region) = (setup.target.ranks[0].engine, setup.target.ranks[0].regions[0])
-        engine.page[region: region.index].writers.wrappingAdd(1, ordering: .relaxed)
+        // At a seat that no connection owns: nobody notices the death.
+        let seat = UInt32(Limits.writers) - 1
+        let state = RegionSlot.state(generation: region.generation, access: .remoteWrite)
+        engine.page.openSeats(seat + 1)
+        #expect(engine.page.enter(region.index, expecting: state, seat: seat))
         setup.source.close()
         for _ in 0..<4000 where setup.failure == nil { try await setup.untilDecoderTicks() }
         for _ in 0..<100 { try await setup.untilDecoderTicks() }

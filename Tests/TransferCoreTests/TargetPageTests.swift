@@ -107,24 +107,21 @@ import TransferCore
         mapping.publish(index: 0, generation: 1, secret: 5, memory: memory.bytes)
         let page = mapping.page
         let old = RegionSlot.state(generation: 1, access: .remoteWrite)
-        // The slot cannot be copied, so #expect cannot look into it by itself.
-        func enters(_ state: UInt64) -> Bool { page[region: 0].enter(expecting: state) }
-        func isQuiet() -> Bool { page[region: 0].isQuiet }
-        #expect(isQuiet())
-        #expect(enters(old))
-        #expect(enters(old))
-        #expect(!isQuiet())
+        page.openSeats(3)
+        #expect(page.isQuiet(0))
+        #expect(page.enter(0, expecting: old, seat: 0))
+        #expect(page.enter(0, expecting: old, seat: 2))
+        #expect(!page.isQuiet(0) && page.isQuiet(1))
         page.withdraw(0)
-        #expect(!enters(old), "the region has ended")
-        page[region: 0].leave()
-        #expect(!isQuiet(), "one is still inside")
-        page[region: 0].leave()
-        #expect(isQuiet())
+        #expect(!page.enter(0, expecting: old, seat: 1), "the region has ended")
+        page.leave(seat: 0)
+        #expect(!page.isQuiet(0), "one is still inside")
+        page.leave(seat: 2)
+        #expect(page.isQuiet(0))
         mapping.publish(index: 0, generation: 2, secret: 5, memory: memory.bytes)
-        #expect(!enters(old), "another generation")
-        #expect(isQuiet(), "a refused writer leaves nothing behind")
-        #expect(enters(RegionSlot.state(generation: 2, access: .remoteWrite)))
-        page[region: 0].leave()
+        #expect(!page.enter(0, expecting: old, seat: 0), "another generation")
+        #expect(page.isQuiet(0), "a refused writer leaves nothing behind")
+        #expect(page.enter(0, expecting: RegionSlot.state(generation: 2, access: .remoteWrite), seat: 0))
     }
 
     @Test func statesDiffer() {

@@ -1,8 +1,10 @@
 import CPlatform
 import Glibc
-import SharedMemoryProvider
 import Testing
-import TransferEngine
+import TransferCore
+
+@testable import SharedMemoryProvider
+@testable import TransferEngine
 
 /// What shared memory keeps of peers that come and go.
 @Suite(.serialized, .timeLimit(.minutes(2))) struct SharedMemoryPeersTests {
@@ -50,6 +52,35 @@ import TransferEngine
             if text.contains(name) { count += 1 }
         }
         return count
+    }
+
+    /// What the owner sees of a process that is killed in the middle of a copy: the end of its connection.
+    @Test func aWriterThatDiesInsideLeaves() throws {
+        let survivor = try engine("survivor")
+        defer { survivor.close() }
+        let target = try survivor.allocate(byteCount: 4096, access: .remoteWrite)
+        let state = RegionSlot.state(generation: target.generation, access: .remoteWrite)
+        func visit() throws -> (SharedMemoryPeer, seat: UInt32) {
+            let peer = try SharedMemoryPeer(connectingTo: survivor.page.engine, from: EngineID(rawValue: 7))
+            let seat = try peer.takeSeat()
+            #expect(peer.page.enter(target.index, expecting: state, seat: seat))
+            return (peer, seat)
+        }
+        let (killed, killedSeat) = try visit()
+        let (other, otherSeat) = try visit()
+        defer { other.close() }
+        #expect(killedSeat != otherSeat)
+        other.page.leave(seat: otherSeat)
+        #expect(!survivor.page.isQuiet(target.index))
+        killed.close()
+        try drive([survivor]) { survivor.page.isQuiet(target.index) }
+        try survivor.deregister(target)
+        let (next, nextSeat) = try {
+            let peer = try SharedMemoryPeer(connectingTo: survivor.page.engine, from: EngineID(rawValue: 8))
+            return (peer, try peer.takeSeat())
+        }()
+        defer { next.close() }
+        #expect(nextSeat == killedSeat, "a seat is used again")
     }
 
     @Test(arguments: [false, true]) func nothingIsKept(ofPeersThatAreClosedAttached isKept: Bool) throws {

@@ -1,7 +1,7 @@
 import EngineMetrics
 import Foundation
 
-/// Serves the metrics of two engines that write to each other, to try dashboards and alerts: `metrics [PORT]`, until it is stopped.
+/// Serves the metrics of two engines that write to each other, to try dashboards and alerts: `metrics [PORT]`.
 @main struct Metrics {
     static func main() async throws {
         let sender = try TransferEngine(Configuration(name: "prefill"))
