@@ -1,3 +1,4 @@
+import Glibc
 import Simulation
 import Testing
 import TransferEngine
@@ -41,6 +42,18 @@ import TransferEngine
         deaf.isLost = nil
         rig.run("catching up") { rig.receivers[1].activeVersion == 2 && !rig.controller.isBusy }
         rig.expect(2)
+    }
+
+    /// The time of a phase runs from its beginning, not from when somebody last looked.
+    @Test func aPauseBeforeARollbackIsNotPartOfIt() throws {
+        let rig = try Self.rig()
+        try rig.update(to: 2)
+        rig.controller.options.phaseTimeout = .seconds(1)
+        usleep(1_100_000)
+        try rig.controller.rollback(to: 1)
+        rig.run("rolling back") { !rig.controller.isBusy }
+        #expect(rig.controller.rollbackOutcome == .committed(leftOut: []))
+        rig.expect(1)
     }
 
     @Test(arguments: [WeightMessage.Kind.opened, .prepared])

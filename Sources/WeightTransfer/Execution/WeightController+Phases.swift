@@ -35,7 +35,7 @@ extension WeightController {
 
     func poll() -> Bool {
         watch()
-        if phase == .idle { return beginNext() }
+        if phase == .idle { return beginRollback() || beginNext() }
         guard endpoint.now >= nextRepeat else { return false }
         nextRepeat = endpoint.now + options.repeatInterval.inNanoseconds
         if phase.isOpen, endpoint.now > updateBegan + options.updateTimeout.inNanoseconds {
@@ -75,15 +75,17 @@ extension WeightController {
     private func beginNext() -> Bool {
         let alive = receivers.filter { $0.value.isAlive }
         if let wanted {
+            let since = wanted.since ?? endpoint.now
+            self.wanted?.since = since
             let hasTrainers = trainers.values.contains(where: \.isAlive)
             guard !alive.isEmpty, hasTrainers else {
-                guard endpoint.now > wanted.since + options.phaseTimeout.inNanoseconds else { return false }
+                guard endpoint.now > since + options.phaseTimeout.inNanoseconds else { return false }
                 self.wanted = nil
                 outcomes[wanted.version] = .failed(.nobodyThere(hasTrainers ? "receiver" : "trainer"))
                 return true
             }
             self.wanted = nil
-            begin(wanted.version, Set(alive.keys), since: wanted.since, isCatchingUp: false)
+            begin(wanted.version, Set(alive.keys), since: since, isCatchingUp: false)
             return true
         }
         let late = alive.filter { $0.value.version != currentVersion }

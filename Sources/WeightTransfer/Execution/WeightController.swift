@@ -43,7 +43,9 @@ public final class WeightController {
     public internal(set) var phaseSeconds: [String: Double] = [:]
     var attemptsLeft = 0
     var isCatchingUp = false
-    var wanted: (version: UInt64, since: UInt64)?
+    /// What was asked for since the last poll, which is how the time is known: nobody polls while an application is busy.
+    var wanted: (version: UInt64, since: UInt64?)?
+    private var recalled: UInt64?
     /// Who takes part in this attempt.
     var lost: Set<Int> = []
     var participants: Set<Int> = []
@@ -94,7 +96,7 @@ public final class WeightController {
     public var receiverCount: Int { receivers.values.count(where: \.isAlive) }
 
     /// Whether an update is under way.
-    public var isBusy: Bool { phase != .idle || wanted != nil }
+    public var isBusy: Bool { phase != .idle || wanted != nil || recalled != nil }
 
     /// What is under way and who has not answered, for people who wait.
     public var state: String {
@@ -116,7 +118,7 @@ public final class WeightController {
             throw TransferError(
                 .backPressure, "version \(wanted?.version ?? 0) waits to be served; wait for its outcome")
         }
-        wanted = (version, endpoint.now)
+        wanted = (version, nil)
         // Whoever is late gets the new version instead.
         if isCatchingUp, phase.isOpen { giveUp(.cancelled) }
     }
@@ -132,12 +134,23 @@ public final class WeightController {
             throw TransferError(.invalidArgument, "version \(version) is the current one")
         }
         rollbackOutcome = nil
+        recalled = version
+    }
+
+    /// Begins the rollback that was asked for; false when there is none.
+    func beginRollback() -> Bool {
+        guard let version = recalled else { return false }
+        recalled = nil
         self.version = version
         isCatchingUp = false
         nextAttempt()
         participants = Set(receivers.filter { $0.value.isAlive }.keys)
-        guard !participants.isEmpty else { return endRollback(.failed(.nobodyThere("receiver"))) }
-        enter(.recalling)
+        if participants.isEmpty {
+            endRollback(.failed(.nobodyThere("receiver")))
+        } else {
+            enter(.recalling)
+        }
+        return true
     }
 
     /// Ends the update that is under way: nobody serves it.
