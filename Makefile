@@ -25,6 +25,7 @@ TESTS := .build/debug/transfer-enginePackageTests.xctest --testing-library swift
 SYSTEMS := ExpertParallelTests|KVCacheTransferTests|TransferDirectoryTests
 # The suites whose promise holds for optimised code only, and only when nothing else allocates.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised --disable-default-traits --traits Libfabric
+OPTIMISED_TESTS := .build/optimised/release/transfer-enginePackageTests.xctest --testing-library swift-testing --no-parallel
 # The examples depend on the package as a user's package does, and share one build of it.
 EXAMPLE := --scratch-path .build/examples --package-path examples
 
@@ -73,8 +74,8 @@ lint:
 test: setup lint
 	$(BUILD) --build-tests
 	$(MAKE) -j2 -Oline test-weights test-conformance test-engine test-systems
-	$(BUILD) $(OPTIMISED) --build-tests
-	swift test $(OPTIMISED) --skip-build --no-parallel --filter AllocationTests
+	TE_SUITES=AllocationTests,ExpertParallelTests $(BUILD) $(OPTIMISED) --product transfer-enginePackageTests
+	$(OPTIMISED_TESTS) --filter AllocationTests
 	$(BUILD) --product te --disable-default-traits --scratch-path .build/without-traits
 	$(MAKE) fuzz SECONDS=3
 	dev/docs

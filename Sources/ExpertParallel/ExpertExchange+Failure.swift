@@ -84,11 +84,12 @@ extension ExpertExchange {
         batch.isEager = false
     }
 
+    /// The next step waits for the receipt, and so do those who wait for our rows: it has to come well before they give us up.
     private func cancel(_ write: Transfer, _ batch: MicroBatch) {
         let receipts = batch.receipts
         receipts.begin()
         do throws(TransferError) {
-            try engine.cancel(write, timeout: configuration.deadline) { receipts.end($0) }
+            try engine.cancel(write, timeout: configuration.deadline / 4) { receipts.end($0) }
         } catch {
             receipts.end(.unproven(error.message))
         }
