@@ -1,5 +1,6 @@
 import EngineMetrics
 import Foundation
+import TransferEngine
 
 /// Serves the metrics of two engines that write to each other, to try dashboards and alerts: `metrics [PORT]`.
 @main struct Metrics {
