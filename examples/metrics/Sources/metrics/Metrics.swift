@@ -15,6 +15,8 @@ import TransferEngine
         let source = try sender.allocate(byteCount: bytes)
         let target = try receiver.allocate(byteCount: bytes)
         let remote = try sender.attach(receiver.descriptor(of: target))
+        // A descriptor does not say what the peer calls itself; its address does.
+        _ = try sender.connect(to: receiver.address)
 
         // On 127.0.0.1; port 0 lets the kernel choose.
         let port = CommandLine.arguments.dropFirst().first.flatMap(UInt16.init) ?? 9464
