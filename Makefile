@@ -21,7 +21,7 @@ RELEASE := $(BUILD) -c release --static-swift-stdlib
 SOURCES := Package.swift Sources Tests Fuzz IntegrationTests \
   $(foreach example,push prefill-decode metrics,examples/$(example)/Package.swift examples/$(example)/Sources)
 # Tests that wait without `await` starve others of the same process: one at a time, in as many processes as there are cores.
-TESTS := .build/debug/transfer-enginePackageTests.xctest --testing-library swift-testing --no-parallel
+UNITS := .build/debug/transfer-enginePackageTests.xctest --testing-library swift-testing --no-parallel
 SYSTEMS := ExpertParallelTests|KVCacheTransferTests|TransferDirectoryTests
 # The suites whose promise holds for optimised code only, and only when nothing else allocates.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised --disable-default-traits --traits Libfabric
@@ -93,13 +93,13 @@ test: setup lint
 	$(MAKE) test-rdma
 
 test-conformance:
-	$(TESTS) --filter ConformanceTests
+	$(UNITS) --filter ConformanceTests
 test-weights:
-	$(TESTS) --filter WeightTransferTests
+	$(UNITS) --filter WeightTransferTests
 test-systems:
-	$(TESTS) --filter '$(SYSTEMS)' --skip AllocationTests
+	$(UNITS) --filter '$(SYSTEMS)' --skip AllocationTests
 test-engine:
-	$(TESTS) --skip 'ConformanceTests|AllocationTests|WeightTransferTests|$(SYSTEMS)'
+	$(UNITS) --skip 'ConformanceTests|AllocationTests|WeightTransferTests|$(SYSTEMS)'
 
 # Every decoder of foreign bytes under libFuzzer, SECONDS for each: docs/reliability.md.
 SECONDS := 60
