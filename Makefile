@@ -89,7 +89,7 @@ test: setup lint
 	$(BUILD) $(EXAMPLE)/push && .build/examples/debug/push
 	$(BUILD) $(EXAMPLE)/prefill-decode && .build/examples/debug/prefill-decode
 	$(MAKE) test-c test-python
-	$(MAKE) chaos SECONDS=60
+	$(MAKE) chaos SECONDS=60 ARGS=--report-growth
 	$(MAKE) test-rdma
 
 test-conformance:
