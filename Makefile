@@ -76,7 +76,7 @@ test: setup lint
 	$(MAKE) -j2 -Oline test-weights test-conformance test-engine test-systems
 	TE_SUITES=AllocationTests,ExpertParallelTests $(BUILD) $(OPTIMISED) --product transfer-enginePackageTests
 	$(OPTIMISED_TESTS) --filter AllocationTests
-	$(BUILD) --product te --disable-default-traits --scratch-path .build/without-traits
+	$(BUILD) --build-tests --disable-default-traits --scratch-path .build/without-traits
 	$(MAKE) fuzz SECONDS=3
 	dev/docs
 	$(RELEASE) --product te
@@ -89,7 +89,7 @@ test: setup lint
 	$(BUILD) $(EXAMPLE)/push && .build/examples/debug/push
 	$(BUILD) $(EXAMPLE)/prefill-decode && .build/examples/debug/prefill-decode
 	$(MAKE) test-c test-python
-	$(MAKE) chaos SECONDS=60 ARGS=--report-growth
+	$(MAKE) chaos SECONDS=60
 	$(MAKE) test-rdma
 
 test-conformance:
