@@ -80,6 +80,8 @@
                 // An input can make so many peers.
                 UnsafeMutableRawBufferPointer(start: state.peers, count: 256 * MemoryLayout<Peer>.stride),
                 UnsafeMutableRawBufferPointer(start: state.listed, count: 256 * MemoryLayout<Int32>.stride),
+                UnsafeMutableRawBufferPointer(start: state.writers, count: 256 * MemoryLayout<Int32>.stride),
+                UnsafeMutableRawBufferPointer(start: state.rings, count: CountedWrite.ringBytes),
             ]
             return tables.compactMap { table in table.baseAddress.map { ($0, Array(table)) } }
         }
@@ -116,7 +118,7 @@
         }
 
         private func step(_ state: inout DomainState, _ fabric: OpaquePointer, _ choices: inout Choices) {
-            switch choices.byte() % 9 {
+            switch choices.byte() % 10 {
             case 0, 1: deliver(&state, fabric, &choices)
             case 2: te_fabric_standin_arrive(fabric, choices.integer())
             case 3: te_fabric_standin_finish(fabric, 0)
@@ -127,6 +129,10 @@
                 let result = payload.withUnsafeBytes { state.send($0, to: 0, context: 7) }
                 open += result.accepted
             case 7: poll(&state, 1 + Int(choices.byte() % 16))
+            case 9:
+                // The end of a write into the ring of the first peer, which may not have asked for one.
+                let place = Int(state.peers.pointee.countedArrivals % CountedWrite.sequences)
+                state.rings[place &+ Int(choices.byte() & 1)] = choices.integer()
             default: te_fabric_standin_refuse(fabric, Int32(choices.byte() % 4))
             }
         }

@@ -35,6 +35,12 @@ extension DomainState {
         listBytes = Tuning.sendFrames * (runBytes + failureBytes + tagBytes)
         arena = try Self.map(arenaBytes)
         lists = try Self.map(listBytes)
+        rings = try Self.map(Self.ringsBytes).bindMemory(
+            to: UInt64.self, capacity: Self.ringsBytes / MemoryLayout<UInt64>.stride)
+        ends = .allocate(capacity: Tuning.writes)
+        ends.initialize(repeating: 0, count: Tuning.writes)
+        writers = .allocate(capacity: Tuning.peers)
+        writers.initialize(repeating: 0, count: Tuning.peers)
 
         ownAddress = .allocate(byteCount: Limits.addressBytes, alignment: 16)
         ownAddress.initializeMemory(as: UInt8.self, repeating: 0, count: Limits.addressBytes)
@@ -55,7 +61,7 @@ extension DomainState {
         errorEntry.initialize(to: te_fi_error_entry())
         template = .allocate(capacity: 1)
         template.initialize(
-            to: WriteTemplate(message: fi_msg_rma(), source: iovec(), descriptor: nil, target: fi_rma_iov()))
+            to: WriteTemplate())
         output = .allocate(capacity: 1)
         output.deallocate()  // replaced by the caller's in every poll
 
@@ -149,6 +155,8 @@ extension DomainState {
     /// Gives all memory back, after the endpoint has been closed.
     func deallocate() {
         ownAddress.deallocate()
+        ends.deallocate()
+        writers.deallocate()
         slots.deallocate()
         sendFrames.deallocate()
         peers.deallocate()
@@ -159,5 +167,6 @@ extension DomainState {
         template.deallocate()
         _ = munmap(arena, arenaBytes)
         _ = munmap(lists, listBytes)
+        _ = munmap(rings, Self.ringsBytes)
     }
 }

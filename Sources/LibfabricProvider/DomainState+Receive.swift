@@ -21,6 +21,7 @@ extension DomainState {
         if let queue = handles.reverseCompletions, reverseInFlight > 0 || polls & Tuning.reversePolls == 0 {
             events += take(from: queue)
         }
+        events += countWrites()
         if firstReport >= 0 { handOutReports() }
         if firstEnded >= 0 { handOutWrites() }
         if firstArrived >= 0 { unpackArrived() }
@@ -78,8 +79,6 @@ extension DomainState {
     @inline(__always) private mutating func handle(_ entry: UnsafeMutablePointer<fi_cq_data_entry>) {
         let flags = entry.pointee.flags
         if flags & FI_REMOTE_CQ_DATA != 0 && flags & FI_RECV == 0 {
-            let counted = CountedWrite(rawValue: entry.pointee.data)
-            if counted.isCounted, !count(counted) || !counted.hasImmediate { return }
             let wire = WireImmediate(rawValue: UInt32(truncatingIfNeeded: entry.pointee.data))
             page.add(eighths: wire.eighths, to: wire.immediate)
             return
@@ -230,6 +229,7 @@ extension DomainState {
             let peer = peers + Int(listed[position])
             if peer.pointee.refusedSince != 0 || peer.pointee.provesSince != 0 { return false }
         }
-        return handles.tryWait()
+        // libfabric may have made progress to find out.
+        return handles.tryWait() && countWrites() == 0
     }
 }

@@ -61,8 +61,8 @@ extension DomainState {
         let number = Int32(truncatingIfNeeded: target.pointee.peer)
         let peer = peers + target.pointee.peer
         let isCounted = countsWrites
-        // What cannot be counted cannot be settled either: it waits until the peer has said who we are there.
-        if isCounted && peer.pointee.remoteIndex == .max { return greet(number) }
+        // What cannot be counted cannot be settled either: it waits until the peer has said where.
+        if isCounted && !peer.pointee.hasRing { return greet(number) }
         if isCounted && !hasRoomForCounted(to: number, withRecord: !isShare) { return (.again, 0) }
         let index = popWrite()
         guard index >= 0 else { return (.again, 0) }
@@ -86,8 +86,8 @@ extension DomainState {
         var tag = CountedWrite(rawValue: 0)
         if isCounted {
             tag = peer.pointee.nextCounted(request, eighths: isShare ? eighths : 0)
-            template.pointee.message.data = tag.rawValue
-            flags = FI_COMPLETION | FI_REMOTE_CQ_DATA
+            addEnd(tag, of: index, to: peer)
+            flags = FI_COMPLETION
         } else if isShare && eighths > 0 {
             template.pointee.message.data = UInt64(
                 WireImmediate(request.pointee.immediate, eighths: eighths).rawValue)
@@ -120,12 +120,12 @@ extension DomainState {
         return (.again, 0)
     }
 
-    /// Asks a peer for our place in its table, so that writes to it can be counted: it may never send a frame by itself.
+    /// Asks a peer for our ring, so that writes to it can be counted.
     private mutating func greet(_ number: Int32) -> (status: WorkStatus, detail: Int32) {
         let now = te_monotonic_nanoseconds()
         guard now - peers[Int(number)].greetedAt > Tuning.greetAgainAfter else { return (.targetBusy, 0) }
         let epoch = peers[Int(number)].epoch
-        if sendAck(to: number, flags: FrameHeader.Flag.ask) {
+        if sendAck(to: number, flags: FrameHeader.Flag.ask | FrameHeader.Flag.wantsRing) {
             peers[Int(number)].greetedAt = now
         } else if peers[Int(number)].epoch != epoch {
             return (.peerLost, ETIMEDOUT)
@@ -144,12 +144,27 @@ extension DomainState {
         template.pointee.target.len = request.pointee.length
         template.pointee.target.key = target.pointee.key
         template.pointee.message.iov_count = request.pointee.length > 0 ? 1 : 0
+        template.pointee.message.rma_iov_count = 1
         if request.pointee.length == 0, let arenaDescriptor {
             // rxm over verbs (1.17) follows the first descriptor even of a write that has none.
             template.pointee.source.iov_base = UnsafeMutableRawPointer(arena)
             template.pointee.descriptor = arenaDescriptor
             template.pointee.message.iov_count = 1
         }
+    }
+
+    /// Adds to the write in the template what the receiver counts it by.
+    @inline(__always) private func addEnd(
+        _ end: CountedWrite, of index: Int32, to peer: UnsafeMutablePointer<Peer>
+    ) {
+        let source = ends + Int(index)
+        source.pointee = end.rawValue
+        let place = UInt64(peer.pointee.countedWrites % CountedWrite.sequences)
+        template.pointee.endSource.iov_base = UnsafeMutableRawPointer(source)
+        template.pointee.endTarget.addr = peer.pointee.ring &+ place * 8
+        template.pointee.endTarget.key = peer.pointee.ringKey
+        template.pointee.message.iov_count = 2
+        template.pointee.message.rma_iov_count = 2
     }
 
     /// Whether a peer may have one more counted write on its way.
@@ -309,6 +324,8 @@ extension DomainState {
     private func writeHello(at place: UnsafeMutableRawPointer) {
         place.storeBytes(of: UInt64(ownAddressLength), as: UInt64.self)
         (place + 8).copyMemory(from: ownAddress, byteCount: Limits.addressBytes)
+        place.storeBytes(of: ringBase, toByteOffset: 8 + Limits.addressBytes, as: UInt64.self)
+        place.storeBytes(of: ringKey, toByteOffset: 16 + Limits.addressBytes, as: UInt64.self)
     }
 
     /// Sends the peer's frame; false when it has to wait.
@@ -392,7 +409,8 @@ extension DomainState {
         let bytes = ackBytes(number)
         var flags = FrameHeader.Flag.ack | extra
         if peer.pointee.owesGap { flags |= FrameHeader.Flag.gap }
-        if peer.pointee.remoteIndex == .max {
+        if peer.pointee.owesRing { flags |= FrameHeader.Flag.ring }
+        if peer.pointee.remoteIndex == .max || peer.pointee.owesRing {
             flags |= FrameHeader.Flag.hello
             writeHello(at: bytes + FrameHeader.byteCount)
         }
@@ -422,6 +440,7 @@ extension DomainState {
         peer.pointee.failureBytes = 0
         noteTold(peer)
         peer.pointee.owesAck = false
+        peer.pointee.owesRing = false
         if flags & FrameHeader.Flag.gap != 0 { peer.pointee.owesGap = false }
         return true
     }

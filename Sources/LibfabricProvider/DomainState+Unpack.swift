@@ -18,6 +18,8 @@ extension DomainState {
         guard index >= 0 else { return recycle(number) }
         let peer = peers + Int(index)
         peer.pointee.remoteIndex = header.from
+        noteRing(header, bytes, of: index)
+        if peer.pointee.isWriter { countWrites(of: index) }
 
         let isAck = header.flags & FrameHeader.Flag.ack != 0
         if isAck { noteFailures(header, bytes, from: index) }
@@ -32,6 +34,7 @@ extension DomainState {
         if header.flags & FrameHeader.Flag.ping != 0 { answerPing(header, from: index) }
         if header.flags & FrameHeader.Flag.ask != 0 {
             peer.pointee.owesAck = true
+            if isGap(header, from: index) { peer.pointee.owesGap = true }
             list(index)
         }
         if isAck { return recycle(number) }
@@ -57,26 +60,64 @@ extension DomainState {
         }
     }
 
-    /// Notes a counted write of a peer; false when it must not be counted, because its sender is told that it is lost: one of
-    /// an epoch that has ended, or behind a gap.
-    mutating func count(_ write: CountedWrite) -> Bool {
-        guard write.place < UInt32(peerCount) else { return false }
-        let index = Int32(bitPattern: write.place)
+    /// Counts the writes that have come, in the order in which each peer has posted them; how many.
+    @inline(__always) mutating func countWrites() -> Int {
+        var count = 0
+        for position in 0..<writerCount { count += countWrites(of: writers[position]) }
+        return count
+    }
+
+    /// Counts the writes of a peer up to the first that is not there. None is counted whose sender is told that it is lost: one
+    /// of an epoch that has ended, or behind a gap.
+    @inline(__always) @discardableResult mutating func countWrites(of index: Int32) -> Int {
         let peer = peers + Int(index)
-        let ahead = write.ahead(of: peer.pointee.inEpoch)
-        if ahead > 0 { startEpoch(peer.pointee.inEpoch &+ UInt32(ahead), of: index) }
-        list(index)
-        if ahead < 0 { peer.pointee.owesAck = true }
-        guard ahead >= 0, !peer.pointee.owesGap else { return false }
-        guard write.sequence == peer.pointee.countedArrivals % CountedWrite.sequences else {
-            peer.pointee.owesGap = true
-            return false
+        let ring = rings + Int(index) * Int(CountedWrite.sequences)
+        var count = 0
+        while true {
+            let place = ring + Int(peer.pointee.countedArrivals % CountedWrite.sequences)
+            let write = CountedWrite(rawValue: place.pointee)
+            guard write.isThere else { break }
+            place.pointee = 0
+            guard write.isOf(epoch: peer.pointee.inEpoch), !peer.pointee.owesGap else { break }
+            peer.pointee.countedArrivals &+= 1
+            count += 1
+            if write.asks { peer.pointee.owesAck = true }
+            guard write.hasImmediate else { continue }
+            let wire = WireImmediate(rawValue: UInt32(truncatingIfNeeded: write.rawValue))
+            page.add(eighths: wire.eighths, to: wire.immediate)
         }
-        peer.pointee.countedArrivals &+= 1
+        guard count > 0 else { return 0 }
         peer.pointee.isStreaming = handles.reverse != nil
         peer.pointee.streamedAt = polls
-        if write.asks { peer.pointee.owesAck = true }
-        return true
+        list(index)
+        return count
+    }
+
+    /// Whether writes are missing that were posted before an ordered frame, over the same connection.
+    private func isGap(_ header: FrameHeader, from index: Int32) -> Bool {
+        let peer = peers + Int(index)
+        return header.epoch == peer.pointee.inEpoch
+            && Int32(bitPattern: header.writes &- peer.pointee.countedArrivals) > 0
+    }
+
+    /// A peer says where our ring is, and may want to know where its own is.
+    private mutating func noteRing(_ header: FrameHeader, _ bytes: UnsafeRawPointer, of index: Int32) {
+        let peer = peers + Int(index)
+        if header.flags & FrameHeader.Flag.ring != 0,
+            Int(header.start) >= FrameHeader.byteCount + FrameHeader.helloBytes
+        {
+            let place = bytes + FrameHeader.byteCount + 8 + Limits.addressBytes
+            peer.pointee.ring =
+                place.loadUnaligned(as: UInt64.self) &+ UInt64(header.from) &* UInt64(CountedWrite.ringBytes)
+            peer.pointee.ringKey = place.loadUnaligned(fromByteOffset: 8, as: UInt64.self)
+            peer.pointee.hasRing = true
+        }
+        guard header.flags & FrameHeader.Flag.wantsRing != 0 else { return }
+        peer.pointee.owesRing = true
+        guard !peer.pointee.isWriter else { return }
+        peer.pointee.isWriter = true
+        writers[writerCount] = index
+        writerCount += 1
     }
 
     /// Queues the peer's next frame to be carried out. False when writes before it have been lost with a connection: then
@@ -85,7 +126,7 @@ extension DomainState {
         let slot = slots + Int(number)
         let peer = peers + Int(slot.pointee.peer)
         let header = UnsafeRawPointer(buffer(number)).loadUnaligned(as: FrameHeader.self)
-        if Int32(bitPattern: header.writes &- peer.pointee.countedArrivals) > 0 {
+        if isGap(header, from: slot.pointee.peer) {
             peer.pointee.owesGap = true
             list(slot.pointee.peer)
             recycle(number)
@@ -161,9 +202,7 @@ extension DomainState {
         peer.pointee.owesAck = true
         list(index)
         guard header.epoch == peer.pointee.inEpoch else { return }
-        if Int32(bitPattern: header.writes &- peer.pointee.countedArrivals) > 0 {
-            peer.pointee.owesGap = true
-        }
+        if isGap(header, from: index) { peer.pointee.owesGap = true }
         guard header.sequence != peer.pointee.arrived else {
             peer.pointee.missedAtPing = 0
             return

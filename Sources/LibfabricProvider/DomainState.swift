@@ -51,6 +51,15 @@ struct DomainState {
     let listed: UnsafeMutablePointer<Int32>
     let entries: UnsafeMutablePointer<fi_cq_data_entry>
     let errorEntry: UnsafeMutablePointer<te_fi_error_entry>
+    /// The ends of counted writes on their way, by slot.
+    let ends: UnsafeMutablePointer<UInt64>
+    /// Where the peers' counted writes end: `CountedWrite.ringBytes` for each; how peers address it, and whose are in use.
+    let rings: UnsafeMutablePointer<UInt64>
+    var ringRegion: UnsafeMutablePointer<fid_mr>?
+    var ringBase: UInt64 = 0
+    var ringKey: UInt64 = 0
+    let writers: UnsafeMutablePointer<Int32>
+    var writerCount = 0
     let template: UnsafeMutablePointer<WriteTemplate>
     let arena: UnsafeMutableRawPointer
     let arenaBytes: Int
@@ -106,6 +115,8 @@ struct DomainState {
     static let firstReceive = firstAck + Int32(Tuning.ackFrames)
     static let slotCount = firstReceive + Int32(Tuning.receiveFrames)
     static let entryCount = Limits.completionsPerPoll
+    /// Only the rings of peers that write are ever touched.
+    static let ringsBytes = Tuning.peers * CountedWrite.ringBytes
 
     // MARK: Output
 
@@ -201,7 +212,14 @@ struct DomainState {
         var resolved = te_fi_address_unspecified
         let inserted = fi_av_insert(handles.addresses, stored, 1, &resolved, 0, nil)
         guard inserted == 1 else { return (-1, inserted < 0 ? -inserted : EINVAL) }
+        // What its predecessor has written is nothing of it.
+        let wasWriter = place < peerCount && peers[place].isWriter
+        if wasWriter {
+            (rings + place * Int(CountedWrite.sequences)).update(
+                repeating: 0, count: Int(CountedWrite.sequences))
+        }
         peers[place] = Peer()
+        peers[place].isWriter = wasWriter
         peers[place].engine = engine
         peers[place].address = resolved
         peers[place].addressLength = length
@@ -257,6 +275,7 @@ struct DomainState {
         peer.pointee.bytesSinceAsked = 0
         peer.pointee.inFlight = 0
         peer.pointee.remoteIndex = .max
+        peer.pointee.hasRing = false
         peer.pointee.greetedAt = 0
         peer.pointee.refusedSince = 0
         peer.pointee.waitsSince = 0
@@ -332,10 +351,14 @@ struct DomainState {
     }
 }
 
-/// The arguments of a write that libfabric takes by reference.
+/// The arguments of a write that libfabric takes by reference. What ends with `CountedWrite` has two parts: libfabric takes
+/// the fields of each kind as an array.
 struct WriteTemplate {
-    var message: fi_msg_rma
-    var source: iovec
+    var message = fi_msg_rma()
+    var source = iovec()
+    var endSource = iovec(iov_base: nil, iov_len: 8)
     var descriptor: UnsafeMutableRawPointer?
-    var target: fi_rma_iov
+    var endDescriptor: UnsafeMutableRawPointer?
+    var target = fi_rma_iov()
+    var endTarget = fi_rma_iov(addr: 0, len: 8, key: 0)
 }

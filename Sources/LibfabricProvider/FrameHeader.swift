@@ -6,9 +6,9 @@ import TransferCore
 /// records (`FrameRecord`), or in an acknowledgement the records that failed (`FrameFailure`).
 struct FrameHeader: BitwiseCopyable {
     static let byteCount = 64
-    /// A length and an address.
-    static let helloBytes = 8 + Limits.addressBytes
-    static let magic: UInt32 = 0x3146_4554  // "TEF1"
+    /// A length and an address, then the address and the key of the sender's rings, for who has asked.
+    static let helloBytes = 8 + Limits.addressBytes + 16
+    static let magic: UInt32 = 0x3246_4554  // "TEF2"
 
     /// What a frame is besides its records.
     enum Flag {
@@ -24,6 +24,10 @@ struct FrameHeader: BitwiseCopyable {
         static let ask: UInt16 = 16
         /// It left from the sender's reverse endpoint.
         static let reverse: UInt16 = 32
+        /// The receiver is asked for its rings.
+        static let wantsRing: UInt16 = 64
+        /// They are in the hello.
+        static let ring: UInt16 = 128
     }
 
     var magic = FrameHeader.magic
@@ -56,42 +60,42 @@ struct FrameHeader: BitwiseCopyable {
     var writesAck: UInt32
 }
 
-/// The 64 bits that come with a write whose delivery the receiver acknowledges in the header of its next frame.
+/// The last 64 bits of a write whose delivery the receiver acknowledges in the header of its next frame.
 ///
-/// The lower half is a `WireImmediate`. The upper half says whose write it is and which, so that a loss shows: writes to one
-/// peer arrive in the order they were posted, or something is missing between them.
+/// They are part of the write itself, and go into the ring that the receiver keeps for the sender, at the write's number: once
+/// they are there, so is the data, and the receiver has not been told by libfabric. An immediate of libfabric's would tell it, but a
+/// connection that ends in the middle of such a write makes rxm (1.17 and later) follow a null pointer in the receiver.
+///
+/// The lower half is a `WireImmediate`. The highest bit arrives last.
 struct CountedWrite {
     var rawValue: UInt64
 
     private static let silent: UInt64 = 1 << 61
     private static let asking: UInt64 = 1 << 62
     private static let mark: UInt64 = 1 << 63
-    /// No more may be on their way to one peer, so that a number is not mistaken for another.
+    private static let epochs: UInt32 = 1 << 29 - 1
+    /// No more may be on their way to one peer: so many places has a ring.
     static let sequences: UInt32 = 1 << 10
+    static let ringBytes = Int(sequences) * MemoryLayout<UInt64>.size
 
     /// Without eighths nothing but the write itself is counted.
     ///
     /// - Parameters:
-    ///   - place: The sender's place in the receiver's peer table.
-    ///   - sequence: The write's number in the sender's epoch.
+    ///   - epoch: The sender's.
     ///   - asks: Whether the receiver is asked to acknowledge at once.
-    init(_ immediate: UInt32, eighths: UInt32, place: UInt32, epoch: UInt32, sequence: UInt32, asks: Bool) {
+    init(_ immediate: UInt32, eighths: UInt32, epoch: UInt32, asks: Bool) {
         let wire = eighths > 0 ? UInt64(WireImmediate(immediate, eighths: eighths).rawValue) : Self.silent
-        rawValue =
-            wire | Self.mark | (asks ? Self.asking : 0) | UInt64(place & 0xFFF) << 32
-            | UInt64(sequence % Self.sequences) << 44 | UInt64(epoch & 0x7F) << 54
+        rawValue = wire | Self.mark | (asks ? Self.asking : 0) | UInt64(epoch & Self.epochs) << 32
     }
 
     init(rawValue: UInt64) { self.rawValue = rawValue }
 
-    var isCounted: Bool { rawValue & Self.mark != 0 }
+    /// Whether all of it is there.
+    var isThere: Bool { rawValue & Self.mark != 0 }
     var hasImmediate: Bool { rawValue & Self.silent == 0 }
     var asks: Bool { rawValue & Self.asking != 0 }
-    var place: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 32) & 0xFFF }
-    var sequence: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 44) % Self.sequences }
-    /// How many epochs the write is ahead of `epoch`, of which it carries seven bits.
-    func ahead(of epoch: UInt32) -> Int8 {
-        Int8(truncatingIfNeeded: (UInt32(truncatingIfNeeded: rawValue >> 54) &- epoch) << 1) >> 1
+    func isOf(epoch: UInt32) -> Bool {
+        (UInt32(truncatingIfNeeded: rawValue >> 32) ^ epoch) & Self.epochs == 0
     }
 }
 

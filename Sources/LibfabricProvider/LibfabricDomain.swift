@@ -43,7 +43,8 @@ public final class LibfabricDomain: FabricDomain {
                 handles: handles, options: options, page: page, engine: engine,
                 writeFlags: FI_COMPLETION | (choice.deliveryComplete ? FI_DELIVERY_COMPLETE : 0),
                 countsWrites: options.frames && choice.ordersSendAfterWrite
-                    && info.pointee.domain_attr.pointee.cq_data_size >= 8,
+                    && info.pointee.tx_attr.pointee.iov_limit >= 2
+                    && info.pointee.tx_attr.pointee.rma_iov_limit >= 2,
                 address: name,
                 nic: nic)
         } catch {
@@ -64,6 +65,12 @@ public final class LibfabricDomain: FabricDomain {
                 ? description.name : "\(description.name) \(description.address)",
             megabitsPerSecond: options.megabitsPerSecond ?? description.megabitsPerSecond,
             maximumWriteBytes: opened.maximumWriteBytes, countsMany: options.frames)
+        // Also without frames here: a peer may have them.
+        guard options.isTCP else { return }
+        let (object, key) = try register(opened.rings, DomainState.ringsBytes, FI_REMOTE_WRITE)
+        state.pointee.ringRegion = object
+        state.pointee.ringBase = key.base
+        state.pointee.ringKey = key.remote
     }
 
     deinit {
@@ -80,22 +87,29 @@ public final class LibfabricDomain: FabricDomain {
             throw TransferError(
                 .invalidArgument, "region \(region.index) is registered on \(attributes.name) already")
         }
-        let handles = state.pointee.handles
-        let mode = handles.info.pointee.domain_attr.pointee.mr_mode
         var access = FI_WRITE | FI_SEND
         if region.access.contains(.remoteWrite) { access |= FI_REMOTE_WRITE }
+        let (object, key) = try register(region.base, region.length, access)
+        regions[Int(region.index)] = object
+        return key
+    }
+
+    private func register(
+        _ base: UnsafeMutableRawPointer, _ length: Int, _ access: UInt64
+    ) throws(TransferError) -> (UnsafeMutablePointer<fid_mr>, DomainKey) {
+        let handles = state.pointee.handles
+        let mode = handles.info.pointee.domain_attr.pointee.mr_mode
         var object: UnsafeMutablePointer<fid_mr>?
         var result: Int32 = 0
         // A key of our own must be one that nobody can guess, and that no other region has.
         for _ in 0..<8 {
             let wanted = mode & FI_MR_PROV_KEY != 0 ? 0 : try randomKey()
-            result = fi_mr_reg(
-                handles.domain, region.base, region.length, access, 0, wanted, 0, &object, nil)
+            result = fi_mr_reg(handles.domain, base, length, access, 0, wanted, 0, &object, nil)
             if result != -Int32(FI_ENOKEY) { break }
         }
         guard result == 0, let object else {
             throw FabricError.failure(
-                "fi_mr_reg of \(region.length) bytes", result, nic: attributes.name,
+                "fi_mr_reg of \(length) bytes", result, nic: attributes.name,
                 remedy: "raise the limit of locked memory (ulimit -l unlimited) or register less")
         }
         if mode & FI_MR_ENDPOINT != 0 {
@@ -106,10 +120,10 @@ public final class LibfabricDomain: FabricDomain {
                 throw FabricError.failure("fi_mr_enable", bound, nic: attributes.name)
             }
         }
-        regions[Int(region.index)] = object
-        return DomainKey(
+        let key = DomainKey(
             local: UInt64(UInt(bitPattern: fi_mr_desc(object))), remote: fi_mr_key(object),
-            base: mode & FI_MR_VIRT_ADDR != 0 ? UInt64(UInt(bitPattern: region.base)) : 0)
+            base: mode & FI_MR_VIRT_ADDR != 0 ? UInt64(UInt(bitPattern: base)) : 0)
+        return (object, key)
     }
 
     public func deregister(_ region: LocalRegion, key: DomainKey) {
@@ -215,6 +229,7 @@ public final class LibfabricDomain: FabricDomain {
             regions[index] = nil
         }
         FabricHandles.close(state.pointee.arenaRegion)
+        FabricHandles.close(state.pointee.ringRegion)
         state.pointee.handles.close()
         state.pointee.deallocate()
     }

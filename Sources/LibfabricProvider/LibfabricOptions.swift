@@ -40,10 +40,8 @@ public struct LibfabricOptions: Hashable, Sendable {
     var isHardware: Bool { provider.hasPrefix("efa") || provider.hasPrefix("verbs") }
     var isEFA: Bool { provider.hasPrefix("efa") }
     /// Whether small writes travel in frames.
-    var frames: Bool {
-        framing == .automatic
-            && (provider.hasPrefix("tcp") || provider == "net" || provider.hasPrefix("net;"))
-    }
+    var frames: Bool { framing == .automatic && isTCP }
+    var isTCP: Bool { provider.hasPrefix("tcp") || provider == "net" || provider.hasPrefix("net;") }
     /// Whether what goes back to a peer that sends large writes takes a connection of its own.
     var hasReverse: Bool { frames }
 }

@@ -202,7 +202,11 @@ struct Peer {
     var nextSequence: UInt32 = 0
     var inFlight: UInt32 = 0
     var remoteIndex: UInt32 = .max
-    /// When it was last asked for `remoteIndex`, or 0.
+    /// Where our ring is with it, and the key; nobody knows until it has said so.
+    var ring: UInt64 = 0
+    var ringKey: UInt64 = 0
+    var hasRing = false
+    /// When it was last asked for that, or 0.
     var greetedAt: UInt64 = 0
     /// Since when the end of the epoch before is to be proven to it, or 0, and whether from the reverse endpoint, too.
     var provesSince: UInt64 = 0
@@ -238,6 +242,9 @@ struct Peer {
     var provenReverse: UInt32 = 0
     /// Since when it waits to be told what was counted, or 0.
     var settlesSince: UInt64 = 0
+    /// Whether it knows its ring with us, and whether it has asked for it and was not told.
+    var isWriter = false
+    var owesRing = false
     /// Counted writes that came in this epoch, and how many of them it was told of.
     var countedArrivals: UInt32 = 0
     var countedTold: UInt32 = 0
@@ -259,12 +266,11 @@ struct Peer {
     /// Whether it is in the list of peers that need a look.
     var isListed = false
 
-    /// What rides with the next counted write. One that is alone asks to be acknowledged, and one after so many bytes.
+    /// The end of the next counted write. One that is alone asks to be acknowledged, and one after so many bytes.
     @inline(__always) func nextCounted(_ request: UnsafePointer<WorkRequest>, eighths: UInt32) -> CountedWrite
     {
         CountedWrite(
-            request.pointee.immediate, eighths: eighths, place: remoteIndex, epoch: epoch,
-            sequence: countedWrites,
+            request.pointee.immediate, eighths: eighths, epoch: epoch,
             asks: firstCounted < 0 || bytesSinceAsked + request.pointee.length >= Tuning.askBytes)
     }
 

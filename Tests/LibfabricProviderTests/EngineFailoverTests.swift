@@ -1,9 +1,9 @@
 #if Libfabric
     import CPlatform
     import Glibc
-    import LibfabricProvider
     import Testing
 
+    @testable import LibfabricProvider
     @testable import TransferEngine
 
     /// Engines with two NICs over TCP, one of which fails in the middle of transfers: with an error, or silently.
@@ -115,12 +115,28 @@
                 }
             }
 
-            /// Lets nothing through that comes to the sockets of an address, or everything again.
+            /// Lets nothing through between the sockets of an address, or everything again.
+            ///
+            /// What they send is marked, and what is marked they drop. A socket that is closed meanwhile answers again, as it
+            /// would once a path is back, when its peer's packets lose the mark: filters alone would stay with it.
             func setSilent(_ address: String, _ isSilent: Bool) {
-                // The kernel's sock_filter of one instruction, "keep no byte of any packet", and a sock_fprog with it.
-                withUnsafePointer(to: 6 as UInt64) { instruction in
-                    var program: (count: UInt64, first: UnsafePointer<UInt64>) = (1, instruction)
+                let marked: UInt64 = 0x10
+                // The kernel's sock_filter: load the type of service, compare, drop, keep.
+                let load: UInt64 = 0x30 | UInt64(UInt32(bitPattern: -0x100000 + 1)) << 32
+                let instructions: [UInt64] = [load, 0x15 | 1 << 24 | marked << 32, 0x06, 0x06 | 0xFFFF << 32]
+                let connected = sockets(address, listening: false)
+                instructions.withUnsafeBufferPointer { instructions in
                     for descriptor in sockets(address, listening: true) {
+                        // Nobody connects: what listens drops everything.
+                        let first = connected.contains(descriptor) ? 0 : 2
+                        var program = (
+                            count: UInt64(instructions.count - first),
+                            first: instructions.baseAddress.map { $0 + first }
+                        )
+                        var service: Int32 = isSilent ? Int32(marked) : 0
+                        _ = setsockopt(
+                            descriptor, Int32(IPPROTO_IP), IP_TOS, &service,
+                            socklen_t(MemoryLayout<Int32>.size))
                         _ = setsockopt(
                             descriptor, SOL_SOCKET, isSilent ? SO_ATTACH_FILTER : SO_DETACH_FILTER, &program,
                             socklen_t(MemoryLayout.size(ofValue: program)))
@@ -186,6 +202,8 @@
                 for transfer in transfers { #expect(engines.sender.status(of: transfer) == .complete) }
                 #expect(engines.receiver.count(of: immediate) == count)
                 #expect(engines.isThere())
+                let silent = try #require(engines.receiver.group.domains[1] as? LibfabricDomain)
+                #expect(silent.state.pointee.renewals > 0, "the receiver has cut it off")
                 engines.setSilent(engines.addresses[1], false)
                 #expect(engines.run(seconds: 30) { engines.sender.usage.downLinks == 0 }, "it is back")
             }

@@ -141,6 +141,34 @@ struct FailoverTests {
         #expect(left.isEmpty)
     }
 
+    /// A receiver that closes its endpoint, or itself, while a part of a large write is there, lives.
+    @Test(arguments: kinds, [true, false]) func theEndInTheMiddleOfAWrite(
+        _ options: LibfabricOptions, renews: Bool
+    ) throws {
+        for round in 0..<6 as Range<Int> {
+            let pair = try Pair(options)
+            connect(pair)
+            // More than sockets hold, so that some of it is still to come.
+            let long = pair.a.length
+            pair.b.memory.storeBytes(of: 0, as: UInt64.self)
+            pair.post((0..<4).map { _ in pair.request(2, length: long, immediate: 3) })
+            // Until the first bytes are there, and some polls more.
+            let source = pair.a.memory.load(as: UInt64.self)
+            #expect(pair.run { pair.b.memory.load(as: UInt64.self) == source })
+            for _ in 0..<round { pair.b.poll() }
+            if !renews { continue }
+            pair.b.domain.state.pointee.renew()
+            #expect(pair.run { pair.a.ended[2] == 4 && !pair.b.domain.state.pointee.isDown })
+            let counted = try settle(pair)
+            #expect(pair.b.page.eighths(of: 3) == Int64(4 - pair.a.lost.count + counted.count) * 8)
+            #expect(
+                pair.run {
+                    pair.post([pair.request(4, length: Self.placeBytes, immediate: 4)])
+                    return pair.a.statuses[4] == .success
+                }, "and it can be written to again")
+        }
+    }
+
     /// An endpoint that is opened again has the same address, and everybody starts over with it, also who had not asked.
     @Test(arguments: kinds) func othersGoOnAfterARenewal(_ options: LibfabricOptions) throws {
         let pair = try Pair(options)

@@ -265,25 +265,23 @@ struct LibfabricDomainTests {
         #expect(pair.b.page.eighths(of: 6) == 32)
     }
 
-    /// What rides with a counted write comes out again.
-    @Test func countedWritesCarryTheirSender() {
-        for (eighths, place, epoch) in [(8, 0, 0), (1, 4095, 65535), (0, 77, 65537)]
-            as [(UInt32, UInt32, UInt32)]
+    /// What a counted write ends with comes out again, and its last byte says that it is there.
+    @Test func countedWritesEndWithTheirCount() {
+        for (eighths, epoch, asks) in [(8, 0, false), (1, 65535, true), (0, 1 << 29, true)]
+            as [(UInt32, UInt32, Bool)]
         {
-            let write = CountedWrite(
-                Immediate.max.value, eighths: eighths, place: place, epoch: epoch, sequence: epoch &+ 1023,
-                asks: place == 77)
-            #expect(write.isCounted && write.hasImmediate == (eighths > 0) && write.asks == (place == 77))
-            #expect(write.place == place && write.sequence == (epoch &+ 1023) & 1023)
-            for distance in [-60, -1, 0, 1, 63] as [Int32] {
-                #expect(write.ahead(of: epoch &- UInt32(bitPattern: distance)) == Int8(distance))
-            }
+            let write = CountedWrite(Immediate.max.value, eighths: eighths, epoch: epoch, asks: asks)
+            #expect(write.isThere && write.hasImmediate == (eighths > 0) && write.asks == asks)
+            #expect(write.isOf(epoch: epoch) && !write.isOf(epoch: epoch &+ 1))
+            #expect(!write.isOf(epoch: epoch &- 1))
             if eighths > 0 {
                 let wire = WireImmediate(rawValue: UInt32(truncatingIfNeeded: write.rawValue))
                 #expect(wire.eighths == eighths && wire.immediate == Immediate.max.value)
             }
+            for bytes in 0..<8 as Range<UInt64> {
+                #expect(!CountedWrite(rawValue: write.rawValue & (1 << (bytes * 8) - 1)).isThere)
+            }
         }
-        #expect(!CountedWrite(rawValue: UInt64(WireImmediate(7, eighths: 8).rawValue)).isCounted)
     }
 
     @Test func aWrongKeyFailsAndTheNextWriteWorks() throws {

@@ -201,14 +201,15 @@ extension Pair {
     /// Sends large writes until the second connection is there.
     fileprivate func stream() throws {
         let peer = b.domain.state.pointee.peers + back.pointee.peer
+        var posted = a.ended[900, default: 0] + 50
         let opened = run {
             post([request(900, length: 100_000, immediate: 9)])
+            posted += 1
             return peer.pointee.isReverseOpen && socket(to: a) != nil
         }
         try #require(opened)
-        let before = a.ended[900, default: 0]
         post((0..<50).map { _ in request(900, length: 100_000, immediate: 9) })
-        _ = run { a.ended[900, default: 0] >= before + 50 }
+        try #require(run { a.ended[900] == posted })
     }
 
     /// The connection that was opened to a side's address and is up.
