@@ -1,5 +1,9 @@
+#define _GNU_SOURCE
 #include "CLibfabric.h"
+#include <dirent.h>
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <sys/epoll.h>
@@ -80,6 +84,62 @@ int te_join_descriptors(int first, int second) {
         return -1;
     }
     return joined;
+}
+
+enum { idle_seconds = 10, probe_seconds = 5, probes = 4 };
+
+/// Whether two socket addresses are the same, or with `host` only their hosts.
+static int is_same(const struct sockaddr_storage *a, const void *other, int host) {
+    struct sockaddr_storage b;
+    size_t length = a->ss_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+    memcpy(&b, other, length);
+    if (a->ss_family != b.ss_family) return 0;
+    if (a->ss_family == AF_INET) {
+        const struct sockaddr_in *x = (const void *)a, *y = (const void *)&b;
+        return x->sin_addr.s_addr == y->sin_addr.s_addr && (host || x->sin_port == y->sin_port);
+    }
+    const struct sockaddr_in6 *x = (const void *)a, *y = (const void *)&b;
+    return !memcmp(&x->sin6_addr, &y->sin6_addr, sizeof x->sin6_addr) && (host || x->sin6_port == y->sin6_port);
+}
+
+static void keep_alive(int descriptor, const void *own, const char *addresses, size_t stride, size_t count) {
+    struct sockaddr_storage local, remote;
+    socklen_t length = sizeof local, flag_length = sizeof(int);
+    int is_kept = 0;
+    if (getsockname(descriptor, (void *)&local, &length)) return;
+    if (local.ss_family != AF_INET && local.ss_family != AF_INET6) return;
+    if (!is_same(&local, own, 1)) return;
+    if (getsockopt(descriptor, SOL_SOCKET, SO_KEEPALIVE, &is_kept, &flag_length) || is_kept) return;
+    int is_ours = is_same(&local, own, 0);
+    length = sizeof remote;
+    if (!is_ours && !getpeername(descriptor, (void *)&remote, &length))
+        for (size_t i = 0; i < count && !is_ours; i++) is_ours = is_same(&remote, addresses + i * stride, 0);
+    if (!is_ours) return;
+    int on = 1, idle = idle_seconds, interval = probe_seconds, limit = probes;
+    // A connection that is accepted has them from what listens.
+    setsockopt(descriptor, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(descriptor, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+    setsockopt(descriptor, IPPROTO_TCP, TCP_KEEPCNT, &limit, sizeof limit);
+    setsockopt(descriptor, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+}
+
+void te_keep_alive(const void *own, size_t length, const void *addresses, size_t stride, size_t count) {
+    sa_family_t family = AF_UNSPEC;
+    if (length >= sizeof family) memcpy(&family, own, sizeof family);
+    size_t needed = family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+    if ((family != AF_INET && family != AF_INET6) || length < needed) return;
+    int directory = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) return;
+    _Alignas(struct dirent64) char buffer[4096];
+    ssize_t got;
+    while ((got = getdents64(directory, buffer, sizeof buffer)) > 0)
+        for (ssize_t at = 0; at < got;) {
+            const struct dirent64 *entry = (const void *)(buffer + at);
+            int descriptor = atoi(entry->d_name);
+            if (descriptor > 2 && descriptor != directory) keep_alive(descriptor, own, addresses, stride, count);
+            at += entry->d_reclen;
+        }
+    close(directory);
 }
 
 int te_socket_address_text(const void *address, size_t length, char *text, size_t capacity) {

@@ -150,6 +150,7 @@ extension DomainState {
         let address = UnsafeRawBufferPointer(start: ownAddress, count: ownAddressLength)
         guard handles.openEndpoints(at: address) == 0 else { return }
         isDown = false
+        hasNewConnections = isTCP
         reopensAt = 0
         postReceives()
         for index in 0..<Int32(peerCount)

@@ -16,6 +16,8 @@ extension DomainState {
         self.countsWrites = countsWrites
         frames = options.frames
         isHardware = options.isHardware
+        isTCP = options.isTCP
+        hasNewConnections = isTCP
         frameBytes = options.frames ? Tuning.frameBytes : Tuning.messageFrameBytes
         let overhead = FrameHeader.byteCount + FrameHeader.helloBytes + FrameRecord.byteCount
         threshold = min(max(0, options.frameThreshold), frameBytes - overhead)

@@ -30,7 +30,10 @@ extension DomainState {
         calm = events == 0 ? calm &+ 1 : 0
         if listedCount > 0 { service(isIdle: events == 0 && firstArrived < 0) }
         polls &+= 1
-        if polls & 1023 == 0 && framesInFlight + countedInFlight > 0 { watchSilence() }
+        if polls & 1023 == 0 {
+            if framesInFlight + countedInFlight > 0 { watchSilence() }
+            if hasNewConnections { keepConnectionsAlive() }
+        }
         return outputCount
     }
 
@@ -223,6 +226,7 @@ extension DomainState {
         if isDown { return firstReport < 0 && firstEnded < 0 && firstArrived < 0 }
         guard handles.waitDescriptor >= 0 else { return false }
         if listedCount > 0 { service(isIdle: true, force: true) }
+        if hasNewConnections { keepConnectionsAlive() }
         // What stays waits for credit and is woken by an acknowledgement, unless the transport refused it.
         guard isQuiet else { return false }
         for position in 0..<listedCount {

@@ -468,7 +468,10 @@ extension DomainState {
         var result = send(prefersReverse)
         if result == 0 {
             noteEndpoint(slot, reverse: prefersReverse)
-            if prefersReverse { peer.pointee.isReverseOpen = true }
+            if prefersReverse, !peer.pointee.isReverseOpen {
+                peer.pointee.isReverseOpen = true
+                hasNewConnections = isTCP
+            }
         } else if prefersReverse && !isOrdered {
             // Until there is a second connection, and while it is full, the first must do.
             result = send(false)

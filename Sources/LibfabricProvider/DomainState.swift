@@ -16,6 +16,7 @@ struct DomainState {
     // Settings.
     let frames: Bool
     let isHardware: Bool
+    let isTCP: Bool
     let threshold: Int
     let frameBytes: Int
     let writeFlags: UInt64
@@ -102,6 +103,8 @@ struct DomainState {
     /// What the reverse endpoint has not completed.
     var reverseInFlight = 0
     var polls: UInt32 = 0
+    /// Whether there are connections of which the kernel does not yet find out that nobody is at their end.
+    var hasNewConnections: Bool
     /// Polls in a row that found nothing.
     var calm: UInt32 = 0
 
@@ -329,6 +332,13 @@ struct DomainState {
         let now = te_monotonic_nanoseconds()
         if peer.pointee.refusedSince == 0 { peer.pointee.refusedSince = now }
         return now - peer.pointee.refusedSince > Tuning.patience
+    }
+
+    /// Without it a connection stays for ever when the other end dies while the path is cut, or its host loses power, and nothing
+    /// is sent to it: a descriptor and its buffers.
+    mutating func keepConnectionsAlive() {
+        hasNewConnections = false
+        te_keep_alive(ownAddress, ownAddressLength, peerAddresses, Limits.addressBytes, peerCount)
     }
 
     // MARK: Lists

@@ -36,6 +36,29 @@ struct ReverseTests {
         #expect((handles.reverseCompletions != nil) == options.frames)
     }
 
+    /// The kernel looks after every connection, whoever has opened it: see `keepConnectionsAlive`.
+    @Test(arguments: LibfabricDomainTests.kinds.filter(\.isTCP)) func connectionsAreKeptAlive(
+        _ options: LibfabricOptions
+    ) throws {
+        let pair = try Pair(options)
+        if options.frames { try pair.stream() }
+        withUnsafeBytes(of: 7) { bytes in
+            #expect(pair.run { pair.b.domain.send(bytes, to: pair.back, context: 4).accepted == 1 })
+        }
+        #expect(pair.run { pair.b.ended[4] == 1 })
+        for _ in 0..<2048 {
+            pair.a.poll()
+            pair.b.poll()
+        }
+        let ends = pair.ends()
+        #expect(ends.count >= (options.frames ? 4 : 2), "both ends of each connection")
+        for socket in ends {
+            var isKept: Int32 = 0
+            var length = socklen_t(MemoryLayout<Int32>.size)
+            #expect(getsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &isKept, &length) == 0 && isKept == 1)
+        }
+    }
+
     /// A peer that never sends a frame by itself learns that it should acknowledge.
     @Test(arguments: kinds) func largeWritesAloneAreCounted(_ options: LibfabricOptions) throws {
         let pair = try Pair(options)
@@ -210,6 +233,21 @@ extension Pair {
         try #require(opened)
         post((0..<50).map { _ in request(900, length: 100_000, immediate: 9) })
         try #require(run { a.ended[900] == posted })
+    }
+
+    /// Both ends of all connections between the sides.
+    fileprivate func ends() -> [Int32] {
+        let ports = [a, b].map { Array($0.domain.address[2...3]) }
+        return (3..<1024 as Range<Int32>).filter { descriptor in
+            [getpeername, getsockname].contains { name in
+                var bytes = [UInt8](repeating: 0, count: 64)
+                var length = socklen_t(bytes.count)
+                let found = bytes.withUnsafeMutableBytes {
+                    $0.withMemoryRebound(to: sockaddr.self) { name(descriptor, $0.baseAddress, &length) }
+                }
+                return found == 0 && bytes[0] == UInt8(AF_INET) && ports.contains(Array(bytes[2...3]))
+            }
+        }
     }
 
     /// The connection that was opened to a side's address and is up.

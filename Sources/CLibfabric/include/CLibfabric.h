@@ -53,6 +53,11 @@ struct te_fi_error_entry {
 /// A descriptor that is readable when one of two is, or -1 when one of them is -1; the caller closes it.
 int te_join_descriptors(int first, int second);
 
+/// Lets the kernel find out within half a minute that nobody is at the other end any more of this process's TCP connections at the address
+/// `own`, or to one of `count` addresses `stride` bytes apart. Others with the same addresses may be among them: it does them no harm.
+/// Does not allocate. O(open descriptors, and for those from the same host, addresses).
+void te_keep_alive(const void *own, size_t length, const void *addresses, size_t stride, size_t count);
+
 /// The numeric form of an IPv4 or IPv6 socket address; 0, or -1 when it is something else.
 int te_socket_address_text(const void *address, size_t length, char *text, size_t capacity);
 #endif
