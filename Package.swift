@@ -143,7 +143,10 @@ let package = Package(
             name: "TransferEngineTests",
             dependencies: ["TransferEngine", "SharedMemoryProvider", "Platform", "CPlatform"],
             swiftSettings: strict),
-        .testTarget(name: "PlatformTests", dependencies: ["CPlatform"], swiftSettings: strict),
+        .target(name: "CMemoryOrder", path: "Tests/CMemoryOrder"),
+        .testTarget(
+            name: "PlatformTests", dependencies: ["Platform", "CPlatform", "CMemoryOrder"],
+            swiftSettings: strict),
         .testTarget(name: "TransferCoreTests", dependencies: ["TransferCore"], swiftSettings: strict),
         .testTarget(
             name: "SimulatedProviderTests", dependencies: ["SimulatedProvider", "TransferCore"],

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/membarrier.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -23,6 +24,10 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+
+static int member(int command) { return syscall(SYS_membarrier, command, 0, 0) ? -errno : 0; }
+int te_allow_remote_barrier(void) { return member(MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED); }
+int te_remote_barrier(void) { return member(MEMBARRIER_CMD_GLOBAL_EXPEDITED); }
 
 static uint64_t nanoseconds(clockid_t clock) {
     struct timespec t;

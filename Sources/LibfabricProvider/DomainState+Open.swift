@@ -39,10 +39,8 @@ extension DomainState {
         lists = try Self.map(listBytes)
         rings = try Self.map(Self.ringsBytes).bindMemory(
             to: UInt64.self, capacity: Self.ringsBytes / MemoryLayout<UInt64>.stride)
-        ends = .allocate(capacity: Tuning.writes)
-        ends.initialize(repeating: 0, count: Tuning.writes)
-        writers = .allocate(capacity: Tuning.peers)
-        writers.initialize(repeating: 0, count: Tuning.peers)
+        ends = Self.allocate(Tuning.writes, 0)
+        writers = Self.allocate(Tuning.peers, 0)
 
         ownAddress = .allocate(byteCount: Limits.addressBytes, alignment: 16)
         ownAddress.initializeMemory(as: UInt8.self, repeating: 0, count: Limits.addressBytes)
@@ -55,15 +53,10 @@ extension DomainState {
         sendFrames = .allocate(capacity: Tuning.sendFrames)
         peers = .allocate(capacity: Tuning.peers)
         peerAddresses = .allocate(byteCount: Tuning.peers * Limits.addressBytes, alignment: 16)
-        listed = .allocate(capacity: Tuning.peers)
-        listed.initialize(repeating: 0, count: Tuning.peers)
-        entries = .allocate(capacity: Self.entryCount)
-        entries.initialize(repeating: fi_cq_data_entry(), count: Self.entryCount)
-        errorEntry = .allocate(capacity: 1)
-        errorEntry.initialize(to: te_fi_error_entry())
-        template = .allocate(capacity: 1)
-        template.initialize(
-            to: WriteTemplate())
+        listed = Self.allocate(Tuning.peers, 0)
+        entries = Self.allocate(Self.entryCount, fi_cq_data_entry())
+        errorEntry = Self.allocate(1, te_fi_error_entry())
+        template = Self.allocate(1, WriteTemplate())
         output = .allocate(capacity: 1)
         output.deallocate()  // replaced by the caller's in every poll
 
@@ -76,6 +69,12 @@ extension DomainState {
             throw error
         }
         postReceives()
+    }
+
+    private static func allocate<T>(_ count: Int, _ value: T) -> UnsafeMutablePointer<T> {
+        let place = UnsafeMutablePointer<T>.allocate(capacity: count)
+        place.initialize(repeating: value, count: count)
+        return place
     }
 
     private static func map(_ bytes: Int) throws(TransferError) -> UnsafeMutableRawPointer {

@@ -63,8 +63,8 @@ struct FrameHeader: BitwiseCopyable {
 /// The last 64 bits of a write whose delivery the receiver acknowledges in the header of its next frame.
 ///
 /// They are part of the write itself, and go into the ring that the receiver keeps for the sender, at the write's number: once
-/// they are there, so is the data, and the receiver has not been told by libfabric. An immediate of libfabric's would tell it, but a
-/// connection that ends in the middle of such a write makes rxm (1.17 and later) follow a null pointer in the receiver.
+/// they are there, so is the data, and the receiver has not been told by libfabric. An immediate of libfabric's would tell it,
+/// but a connection that ends in the middle of such a write makes rxm (1.17 and later) follow a null pointer in the receiver.
 ///
 /// The lower half is a `WireImmediate`. The highest bit arrives last.
 struct CountedWrite {

@@ -44,23 +44,33 @@ extension SharedMemoryDomain {
         to target: UnsafePointer<ImportedKey>,
         _ due: inout Due
     ) -> (WorkStatus, Int32) {
-        let page = unsafe peers[target.pointee.peer].page
-        let region = unsafe target.pointee.index
-        let seat = unsafe peers[target.pointee.peer].seat
-        guard unsafe page.enter(region, expecting: target.pointee.key, seat: seat) else {
+        let peer = unsafe target.pointee.peer
+        guard unsafe enter(target.pointee.index, of: peer, expecting: target.pointee.key) else {
             return (.staleRegion, 0)
         }
-        defer { page.leave(seat: seat) }
+        defer { peers[peer].page.leave(seat: peers[peer].seat) }
         guard let base = unsafe UnsafeMutableRawPointer(bitPattern: target.pointee.mapping) else {
             return unsafe writeProcess(requests, run, to: target, &due)
         }
         unsafe copy(requests, run, to: base)
-        let peer = unsafe target.pointee.peer
         for index in run {
             let request = unsafe requests[index]
             add(request.immediate, request.eighths, peer, &due)
         }
         return (.success, 0)
+    }
+
+    /// Enters a region of a peer at this domain's seat there.
+    @inline(__always)
+    private func enter(_ region: UInt32, of peer: Int, expecting key: UInt64) -> Bool {
+        let page = peers[peer].page
+        let seat = peers[peer].seat
+        guard peers[peer].isFenced else { return page.enter(region, expecting: key, seat: seat) }
+        page.announce(region, seat: seat)
+        te_compiler_barrier()
+        if page.isOpen(region, expecting: key) { return true }
+        page.leave(seat: seat)
+        return false
     }
 
     /// Copies a run of requests into the mapping at `base`. When this returns the data precedes whatever is written next.

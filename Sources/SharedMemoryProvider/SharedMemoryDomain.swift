@@ -47,6 +47,8 @@ public final class SharedMemoryDomain: FabricDomain {
         var process: Int32 = 0
         /// Where this domain says which region of the peer it is inside.
         var seat: UInt32 = 0
+        /// Whether the peer orders what this domain does there.
+        var isFenced = false
         var wakeFile: Int32 = -1
         /// Nil while the entry is free.
         var connection: SharedMemoryPeer?
@@ -174,7 +176,8 @@ public final class SharedMemoryDomain: FabricDomain {
             throw error
         }
         peers[number] = PeerState(
-            page: connection.page, process: connection.process, seat: seat, wakeFile: connection.wakeFile,
+            page: connection.page, process: connection.process, seat: seat,
+            isFenced: connection.page.fencesWriters && RemoteBarrier.isUsable, wakeFile: connection.wakeFile,
             connection: connection)
         peerIndex[engine] = number
         if state.value.freePeers.popLast() == nil { state.value.peerCount += 1 }

@@ -30,10 +30,15 @@ public import Synchronization
     @inlinable public init(mapped base: UnsafeMutableRawPointer) { unsafe self.base = base }
 
     /// Prepares zeroed memory for one engine.
-    public static func initialize(_ base: UnsafeMutableRawPointer, engine: EngineID) -> TargetPage {
+    ///
+    /// - Parameter fencesWriters: Whether the engine passes a barrier on all cores between `withdraw` and `isQuiet`.
+    public static func initialize(
+        _ base: UnsafeMutableRawPointer, engine: EngineID, fencesWriters: Bool = false
+    ) -> TargetPage {
         precondition(MemoryLayout<RegionSlot>.size <= RegionSlot.stride)
         precondition(seatsOffset + Limits.writers * seatStride <= countersOffset)
         unsafe base.storeBytes(of: engine.rawValue, toByteOffset: 8, as: UInt64.self)
+        unsafe base.storeBytes(of: fencesWriters ? 1 : 0, toByteOffset: 16, as: UInt64.self)
         unsafe base.storeBytes(of: magic, as: UInt64.self)
         return unsafe TargetPage(mapped: base)
     }
@@ -42,6 +47,9 @@ public import Synchronization
     public var isValid: Bool { unsafe base.load(as: UInt64.self) == Self.magic }
     /// The engine that owns the page.
     public var engine: EngineID { EngineID(rawValue: unsafe base.load(fromByteOffset: 8, as: UInt64.self)) }
+
+    /// Whether the owner orders what writers do between `announce` and `isOpen`, so that they need not.
+    public var fencesWriters: Bool { unsafe base.load(fromByteOffset: 16, as: UInt64.self) != 0 }
 
     @inlinable @inline(__always) func at<T: ~Copyable>(_ offset: Int) -> UnsafeMutablePointer<T> {
         unsafe (base + offset).assumingMemoryBound(to: T.self)
@@ -107,10 +115,22 @@ public import Synchronization
     @inlinable public func enter(_ index: UInt32, expecting expected: UInt64, seat: UInt32) -> Bool {
         // before the load: pairs with withdraw
         self[seat: seat].store(UInt64(index) + 1, ordering: .sequentiallyConsistent)
-        // pairs with the stores in publish and withdraw
-        if self[region: index].state.load(ordering: .sequentiallyConsistent) == expected { return true }
+        if isOpen(index, expecting: expected) { return true }
         leave(seat: seat)
         return false
+    }
+
+    /// The first half of `enter`, where `fencesWriters`: the writer says which region it wants to enter. The other half is
+    /// `isOpen`, and `leave` when it is not. The writer keeps the compiler from exchanging the halves, and the owner keeps
+    /// the processor from it.
+    @inlinable public func announce(_ index: UInt32, seat: UInt32) {
+        self[seat: seat].store(UInt64(index) + 1, ordering: .relaxed)
+    }
+
+    /// Whether a region is the one of the descriptor, still.
+    @inlinable public func isOpen(_ index: UInt32, expecting expected: UInt64) -> Bool {
+        // pairs with the stores in publish and withdraw
+        self[region: index].state.load(ordering: .sequentiallyConsistent) == expected
     }
 
     /// Ends what `enter` began; also for a writer that has died inside.
@@ -154,7 +174,8 @@ public import Synchronization
             ordering: .sequentiallyConsistent)
     }
 
-    /// Ends a region for writers that have not entered; `isQuiet` tells when the others have left.
+    /// Ends a region for writers that have not entered; `isQuiet` tells when the others have left. With `fencesWriters`, after
+    /// a barrier on all cores.
     public func withdraw(_ index: UInt32) {
         // pairs with the loads in enter and admit
         self[region: index].state.store(0, ordering: .sequentiallyConsistent)

@@ -239,8 +239,9 @@ extension TransferEngine {
             group.domains[domain].deregister(known.local, key: key)
         }
         let deadline = group.clock.nowNanoseconds &+ configuration.timeout.nanoseconds
-        while !group.page.isQuiet(known.local.index) {
-            guard group.clock.nowNanoseconds < deadline else {
+        let isFenced = !group.page.fencesWriters || RemoteBarrier.pass()
+        while !isFenced || !group.page.isQuiet(known.local.index) {
+            guard isFenced, group.clock.nowNanoseconds < deadline else {
                 throw TransferError(
                     .stalled,
                     "a writer on this host is inside region \(known.local.index) and does not leave; its memory is kept"

@@ -97,7 +97,8 @@ public final class TransferEngine: @unchecked Sendable {
         var random = random
         let id = EngineID(rawValue: random.next())
         let mapping = try SharedMapping.create(name: "te-page", byteCount: TargetPage.byteCount)
-        let page = unsafe TargetPage.initialize(mapping.base, engine: id)
+        let page = unsafe TargetPage.initialize(
+            mapping.base, engine: id, fencesWriters: RemoteBarrier.isUsable)
         let wakeFile = te_event_new()
         guard wakeFile >= 0 else {
             mapping.unmap()

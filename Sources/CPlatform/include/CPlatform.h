@@ -14,6 +14,13 @@ static inline void te_cpu_relax(void) {
 #endif
 }
 
+/// Keeps the compiler from moving loads and stores over this place; the processor may.
+static inline void te_compiler_barrier(void) { __asm__ volatile("" ::: "memory"); }
+/// Lets te_remote_barrier of any process act on this one.
+int te_allow_remote_barrier(void);
+/// Returns once every core that runs a process that has allowed it has passed a full barrier. Some microseconds.
+int te_remote_barrier(void);
+
 /// Nanoseconds of CLOCK_MONOTONIC.
 uint64_t te_monotonic_nanoseconds(void);
 /// The processor's own clock, for stamps that must cost nothing. Its unit is not known beforehand: compare two moments with
