@@ -68,9 +68,12 @@ demo-weights: $(TE) model
 	.build/numpy/bin/python -c 'import numpy, ml_dtypes' 2>/dev/null || .build/numpy/bin/pip install -q numpy ml_dtypes
 	Benchmarks/weights/demo $(TE) .build/numpy/bin/python $(wildcard .models/*.gguf)
 
-lint:
+lint: PACKAGES += python3
+lint: setup
 	swift format lint --strict --recursive $(SOURCES)
+	dev/mutants --check
 
+test: PACKAGES += python3
 test: setup lint
 	$(BUILD) --build-tests
 	$(MAKE) -j2 -Oline test-weights test-conformance test-engine test-systems

@@ -79,7 +79,9 @@ extension SharedMemoryDomain {
     private func copy(
         _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>, to base: UnsafeMutableRawPointer
     ) {
-        let streams = unsafe run.count > 1 && byteCount(requests, run) >= Self.streamingBytes
+        let streams =
+            unsafe run.count > 1 && requests[run.lowerBound].length <= Self.streamedPageBytes
+            && byteCount(requests, run) >= Self.streamingBytes
         let lookahead = streams ? 1 : 4
         for index in run {
             // Pages lie anywhere: the processor cannot guess where the next one begins, but we know.

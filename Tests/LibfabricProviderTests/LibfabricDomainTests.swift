@@ -284,6 +284,26 @@ struct LibfabricDomainTests {
         }
     }
 
+    /// What arrives late of an epoch that is over, its sender may have sent again: it is cleared and not counted.
+    @Test func aWriteOfAnEpochThatIsOver() throws {
+        let pair = try Pair(Self.kinds[0])
+        pair.post([pair.request(1, length: 100_000, immediate: 5)])
+        #expect(pair.run { pair.a.ended[1] == 1 })
+        let state = pair.b.domain.state
+        let index = try #require(
+            (0..<state.pointee.peerCount).first { state.pointee.peers[$0].engine == pair.a.engine.rawValue })
+        let peer = state.pointee.peers + index
+        let ring = state.pointee.rings + index * Int(CountedWrite.sequences)
+        state.pointee.startEpoch(peer.pointee.inEpoch + 1, of: Int32(index))
+        let now = peer.pointee.inEpoch
+        for (epoch, eighths) in [(now - 1, 8), (now, 16)] as [(UInt32, Int64)] {
+            ring.pointee = CountedWrite(5, eighths: 8, epoch: epoch, asks: false).rawValue
+            pair.b.poll()
+            #expect(ring.pointee == 0)
+            #expect(pair.b.page.eighths(of: 5) == eighths)
+        }
+    }
+
     @Test func aWrongKeyFailsAndTheNextWriteWorks() throws {
         let pair = try Pair(Self.kinds[1])
         let wrong = UnsafeMutablePointer<ImportedKey>.allocate(capacity: 1)
