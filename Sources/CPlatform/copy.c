@@ -34,12 +34,16 @@ static void stream_sse2(char *target, const char *source, size_t length) {
 }
 
 static void (*stream)(char *, const char *, size_t) = stream_sse2;
+static size_t limit = SIZE_MAX;
 
 __attribute__((constructor)) static void choose_stream(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f")) stream = stream_avx512;
     else if (__builtin_cpu_supports("avx")) stream = stream_avx;
+    if (__builtin_cpu_is("intel")) limit = 32768;
 }
+
+size_t te_copy_streaming_limit(void) { return limit; }
 
 void te_copy_streaming(void *target, const void *source, size_t length) {
     if (length < 256) {
@@ -57,6 +61,7 @@ void te_copy_streaming(void *target, const void *source, size_t length) {
 
 void te_copy_fence(void) { _mm_sfence(); }
 #else
+size_t te_copy_streaming_limit(void) { return SIZE_MAX; }
 void te_copy_streaming(void *target, const void *source, size_t length) { memcpy(target, source, length); }
 void te_copy_fence(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 #endif

@@ -80,7 +80,7 @@ extension SharedMemoryDomain {
         _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>, to base: UnsafeMutableRawPointer
     ) {
         let streams =
-            unsafe run.count > 1 && requests[run.lowerBound].length <= Self.streamedPageBytes
+            unsafe run.count > 1 && requests[run.lowerBound].length <= te_copy_streaming_limit()
             && byteCount(requests, run) >= Self.streamingBytes
         let lookahead = streams ? 1 : 4
         for index in run {

@@ -27,8 +27,6 @@ public final class SharedMemoryDomain: FabricDomain {
     static let peerCapacity = 4096
     /// A list of pages with at least so many bytes is copied past the cache: about what a core's second-level cache holds.
     static let streamingBytes = 1 << 20
-    /// Longer pages do not: memcpy itself reads no target lines then, and is faster.
-    static let streamedPageBytes = 1 << 15
 
     /// What `poll` changes.
     private struct State {

@@ -106,6 +106,8 @@ static inline void te_prefetch_page(const void *start, size_t length, int writes
 /// to others before `te_copy_fence`.
 void te_copy_streaming(void *target, const void *source, size_t length);
 void te_copy_fence(void);
+/// Pages of more bytes are memcpy's, which does not read their targets either: on Intel's processors, with `rep movsb`.
+size_t te_copy_streaming_limit(void);
 
 /// Adds the digest of `length` bytes that go to `offset` of a region to `digest`.
 void te_digest_add(const void *bytes, size_t length, uint64_t offset, uint64_t digest[2]);
