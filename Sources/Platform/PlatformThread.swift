@@ -1,7 +1,7 @@
 internal import CPlatform
 internal import Glibc
 
-/// A named thread of the operating system that is joined, never detached.
+/// A named thread of the operating system that is joined, or detached by itself.
 ///
 /// Workers are raw threads and not tasks: they spin, they are pinned, and nothing else may run on them.
 public final class PlatformThread: @unchecked Sendable {
@@ -45,6 +45,13 @@ public final class PlatformThread: @unchecked Sendable {
         precondition(!isJoined, "a thread is joined once")
         isJoined = true
         pthread_join(handle, nil)
+    }
+
+    /// Says that nobody will wait for the end of the thread. Instead of `join`, on the thread itself.
+    public func detach() {
+        precondition(!isJoined && pthread_equal(handle, pthread_self()) != 0, "a thread detaches itself")
+        isJoined = true
+        pthread_detach(handle)
     }
 
     deinit { precondition(isJoined, "join a thread before dropping it") }

@@ -69,6 +69,7 @@ extension DomainGroup {
             if let control { return answer(control, from: sender) }
             let payload = unsafe UnsafeRawBufferPointer(
                 rebasing: bytes[ControlMessage.headerBytes..<length])
+            keepOwner()
             unsafe messages.deliver(payload, from: sender)
         } catch {
             refused.withLock { $0.note(error) }

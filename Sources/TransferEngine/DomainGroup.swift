@@ -13,6 +13,10 @@ final class DomainGroup {
     let planner: StripePlanner
     let engineName: String
     let recorder: FlightRecorder
+    /// The engine, when it has a worker.
+    weak var owner: TransferEngine?
+    /// See `keepOwner`. The worker's.
+    private var keptOwner: TransferEngine?
 
     let domains: Table<any FabricDomain>
     /// For each domain, the largest request that may carry several counts.
@@ -196,7 +200,22 @@ final class DomainGroup {
         return isBusy
     }
 
+    /// Keeps the engine until the worker's pass is over, because what is called back may let go of it. Nothing with manual
+    /// progress, where the caller has it.
+    func keepOwner() {
+        // An engine that is ending waits for the worker: it needs no keeping, and is nil here.
+        if keptOwner == nil { keptOwner = owner }
+    }
+
+    /// What `keepOwner` has kept in this pass, for the caller to let go of.
+    func takeKeptOwner() -> TransferEngine? {
+        guard keptOwner != nil else { return nil }
+        defer { keptOwner = nil }
+        return keptOwner
+    }
+
     func runCallbacks() {
+        keepOwner()
         // Only those that are due now: a callback may end further transfers at once.
         for _ in 0..<hot.value.finished.count {
             let index = hot.value.finished.removeFirst()

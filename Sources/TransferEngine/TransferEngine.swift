@@ -35,6 +35,7 @@ public final class TransferEngine: @unchecked Sendable {
     private let pageMapping: SharedMapping
     private let host: SharedMemoryHost?
     /// Set once, when the engine closes.
+    let lifetime = WorkerLifetime()
     let isStopping = Atomic<Bool>(false)
     /// Set once nobody makes progress any more.
     private let isOver = Atomic<Bool>(false)
@@ -153,9 +154,14 @@ public final class TransferEngine: @unchecked Sendable {
     /// Transfers and waits that have not ended fail with `closed`, here; whoever awaits them is told. Afterwards, and
     /// meanwhile on other threads, every operation fails with `closed`, transfers that had ended keep their results, and
     /// counters are 0. Memory that the engine allocated is gone: nobody may read it any more.
-    /// - Precondition: not called from a callback of this engine.
+    /// - Precondition: not called from a callback of this engine. Letting go of the last reference there is possible.
     public func close() {
         precondition(isManual || !isProgressThread, "an engine cannot be closed from its own callback")
+        end()
+    }
+
+    /// Closes the engine, also on its worker's thread when that was the last to have it.
+    private func end() {
         let (wasClosed, thread) = control.withLock { control in
             defer {
                 control.thread = nil
@@ -166,11 +172,16 @@ public final class TransferEngine: @unchecked Sendable {
         guard !wasClosed else { return }
         // pairs with the loads in work() and submit
         isStopping.store(true, ordering: .sequentiallyConsistent)
-        if let thread {
+        if let thread, !isManual, isProgressThread {
+            precondition(!lifetime.isInPass.load(ordering: .relaxed), "the engine ended inside its own work")
+            lifetime.isOver.store(true, ordering: .relaxed)
+            thread.detach()
+        } else if let thread {
             _ = te_event_signal(wakeFile)
             thread.join()
         }
         progressToken.store(0, ordering: .relaxed)
+        group.owner = nil
         releaseAll()
         for domain in 0..<group.domains.count { group.domains[domain].close() }
         host?.close()
@@ -181,7 +192,7 @@ public final class TransferEngine: @unchecked Sendable {
     }
 
     deinit {
-        close()
+        end()
         for known in control.withLock({ $0.regions }).values { known.mapping?.unmap() }
         pageMapping.withoutFile.unmap()
         te_close(wakeFile)
@@ -207,12 +218,14 @@ public final class TransferEngine: @unchecked Sendable {
     // MARK: The worker
 
     private func startWorker() throws(TransferError) {
-        // The engine stays as long as its worker: `close`, which `deinit` calls, joins the thread.
-        let worker = unsafe UnsafeSendable(Unmanaged.passUnretained(self))
+        // The engine stays as long as its worker: `close`, which `deinit` calls, joins the thread, or runs on it.
+        let worker = ThreadOwner(self)
+        let lifetime = lifetime
+        group.owner = self
         guard
             let thread = PlatformThread(
                 name: "te-worker", cpu: configuration.processor,
-                body: { unsafe worker.value.takeUnretainedValue().work() })
+                body: { Self.work(worker, lifetime) })
         else { throw TransferError(.limitReached, "no thread for the engine; raise the limit of processes") }
         control.withLock { $0.thread = thread }
         // Until the worker has introduced itself, submissions would run on this thread.
@@ -220,24 +233,46 @@ public final class TransferEngine: @unchecked Sendable {
         while progressToken.load(ordering: .acquiring) == 0 { te_cpu_relax() }
     }
 
-    private func work() {
-        // pairs with the load in startWorker()
-        progressToken.store(PlatformThread.token, ordering: .releasing)
+    /// The worker's thread. A callback may let go of the last reference to the engine, or be it: the group keeps the engine in
+    /// every pass that calls back, and the end of it, if it is that, comes here, where nothing uses the engine any more.
+    private static func work(
+        _ worker: ThreadOwner<TransferEngine>, _ lifetime: WorkerLifetime
+    ) {
         var idleSince: UInt64 = 0
-        while !isStopping.load(ordering: .acquiring) {  // pairs with the store in close()
-            if hasTasks.load(ordering: .acquiring) { runTasks() }
-            if group.progress() {
-                idleSince = 0
-                continue
+        var goesOn = true
+        while goesOn {
+            worker.use { engine in
+                lifetime.isInPass.store(true, ordering: .relaxed)
+                defer { lifetime.isInPass.store(false, ordering: .relaxed) }
+                goesOn = engine.pass(&idleSince)
+                return engine.group.takeKeptOwner()
             }
-            te_cpu_relax()
-            guard case .adaptive(let spinNanoseconds) = configuration.progress else { continue }
-            let now = te_monotonic_nanoseconds()
-            if idleSince == 0 { idleSince = now }
-            // After a sleep in which nothing happened one look suffices.
-            if now - idleSince >= spinNanoseconds, sleep() { idleSince = 0 }
+            if lifetime.isOver.load(ordering: .relaxed) { return }
         }
-        runTasks()
+    }
+
+    /// One round of the worker; false after the last.
+    private func pass(_ idleSince: inout UInt64) -> Bool {
+        if progressToken.load(ordering: .relaxed) == 0 {
+            // pairs with the load in startWorker()
+            progressToken.store(PlatformThread.token, ordering: .releasing)
+        }
+        if hasTasks.load(ordering: .acquiring) { runTasks() }  // pairs with the store in perform
+        if isStopping.load(ordering: .acquiring) {  // pairs with the store in end()
+            runTasks()
+            return false
+        }
+        if group.progress() {
+            idleSince = 0
+            return true
+        }
+        te_cpu_relax()
+        guard case .adaptive(let spinNanoseconds) = configuration.progress else { return true }
+        let now = te_monotonic_nanoseconds()
+        if idleSince == 0 { idleSince = now }
+        // After a sleep in which nothing happened one look suffices.
+        if now - idleSince >= spinNanoseconds, sleep() { idleSince = 0 }
+        return true
     }
 
     /// Sleeps until something is submitted, arrives or is due. Whoever brings something looks at `sleeping` after it has
@@ -282,6 +317,7 @@ public final class TransferEngine: @unchecked Sendable {
             defer { control.tasks = [] }
             return control.tasks
         }
+        if !tasks.isEmpty { group.keepOwner() }
         for task in tasks { task() }
     }
 
@@ -300,6 +336,13 @@ public final class TransferEngine: @unchecked Sendable {
         precondition(isManual, "progress() is for engines with manual progress")
         return isStopping.load(ordering: .relaxed) ? false : group.progress()
     }
+}
+
+/// What the worker's thread knows of its engine when the engine may be gone.
+final class WorkerLifetime: Sendable {
+    /// Whether the thread uses the engine, and whether the engine has ended on it. Nobody else looks.
+    let isInPass = Atomic(false)
+    let isOver = Atomic(false)
 }
 
 /// A reference that is handed to a thread which ends before its owner does.

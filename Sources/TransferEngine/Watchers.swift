@@ -42,6 +42,7 @@ extension DomainGroup {
                 hot.value.watchers[index].last = new
                 if !hasChanged { hot.value.lastWatched = clock.nowNanoseconds }
                 hasChanged = true
+                keepOwner()
                 hot.value.watchers[index].callback(old, new)
             }
             index += 1

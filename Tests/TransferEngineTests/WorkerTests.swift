@@ -1,3 +1,4 @@
+import Glibc
 import Synchronization
 import Testing
 import TransferEngine
@@ -125,6 +126,44 @@ import TransferEngine
                 await Task.yield()
             }
         }
+    }
+
+    /// A callback that has the last reference to its engine ends it, on the worker's own thread.
+    @Test(.timeLimit(.minutes(1)), arguments: [true, false]) func theLastReferenceIsACallbacks(watches: Bool)
+        throws
+    {
+        let ended = Ended()
+        for round in 1...50 as ClosedRange<Int64> {
+            do {
+                let holder = Holder(
+                    try TransferEngine(Configuration(name: "last", progress: .adaptive(spinNanoseconds: 0))))
+                let engine = try #require(holder.engine.withLock { $0 })
+                let region = try engine.allocate(byteCount: 64)
+                let peer = try engine.connect(to: engine.address)
+                if watches {
+                    let word = region.baseAddress.bindMemory(to: UInt64.self, capacity: 1)
+                    _ = try engine.watch(region, at: 0) { _, _ in
+                        // Nobody but the watcher has the engine, and it lets go of it.
+                        holder.engine.withLock { $0 = nil }
+                        ended.count.wrappingAdd(1, ordering: .relaxed)
+                    }
+                    word.pointee = 1
+                    try engine.send(immediate: 1, to: peer)
+                } else {
+                    try engine.send(immediate: 1, to: peer) { _ in
+                        _ = holder
+                        ended.count.wrappingAdd(1, ordering: .relaxed)
+                    }
+                }
+            }
+            while ended.count.load(ordering: .relaxed) < round { usleep(100) }
+        }
+    }
+
+    private final class Ended: Sendable { let count = Atomic(0 as Int64) }
+    private final class Holder: Sendable {
+        let engine: Mutex<TransferEngine?>
+        init(_ engine: TransferEngine) { self.engine = Mutex(engine) }
     }
 
     @Test(.timeLimit(.minutes(1))) func backPressureIsAnError() throws {
