@@ -154,10 +154,15 @@ public final class TransferEngine: @unchecked Sendable {
     /// Transfers and waits that have not ended fail with `closed`, here; whoever awaits them is told. Afterwards, and
     /// meanwhile on other threads, every operation fails with `closed`, transfers that had ended keep their results, and
     /// counters are 0. Memory that the engine allocated is gone: nobody may read it any more.
-    /// - Precondition: not called from a callback of this engine. Letting go of the last reference there is possible.
+    ///
+    /// In a callback of an engine with a thread of its own, the end comes when that round of callbacks is over, not before this
+    /// returns.
     public func close() {
-        precondition(isManual || !isProgressThread, "an engine cannot be closed from its own callback")
-        end()
+        guard !isManual, isProgressThread, lifetime.isInPass.load(ordering: .relaxed) else { return end() }
+        group.keepOwner()
+        lifetime.endsAfterPass.store(true, ordering: .relaxed)
+        // pairs with the loads in pass() and submit
+        isStopping.store(true, ordering: .sequentiallyConsistent)
     }
 
     /// Closes the engine, also on its worker's thread when that was the last to have it.
@@ -243,9 +248,11 @@ public final class TransferEngine: @unchecked Sendable {
         while goesOn {
             worker.use { engine in
                 lifetime.isInPass.store(true, ordering: .relaxed)
-                defer { lifetime.isInPass.store(false, ordering: .relaxed) }
                 goesOn = engine.pass(&idleSince)
-                return engine.group.takeKeptOwner()
+                lifetime.isInPass.store(false, ordering: .relaxed)
+                let kept = engine.group.takeKeptOwner()
+                if lifetime.endsAfterPass.load(ordering: .relaxed) { engine.end() }
+                return kept
             }
             if lifetime.isOver.load(ordering: .relaxed) { return }
         }
@@ -340,8 +347,10 @@ public final class TransferEngine: @unchecked Sendable {
 
 /// What the worker's thread knows of its engine when the engine may be gone.
 final class WorkerLifetime: Sendable {
-    /// Whether the thread uses the engine, and whether the engine has ended on it. Nobody else looks.
+    /// Whether the thread uses the engine, whether a callback has closed the engine, and whether that has ended on the thread.
+    /// Nobody else looks.
     let isInPass = Atomic(false)
+    let endsAfterPass = Atomic(false)
     let isOver = Atomic(false)
 }
 
