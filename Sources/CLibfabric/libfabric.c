@@ -142,6 +142,18 @@ void te_keep_alive(const void *own, size_t length, const void *addresses, size_t
     close(directory);
 }
 
+int te_can_bind(const void *address, size_t length) {
+    sa_family_t family = AF_UNSPEC;
+    if (length >= sizeof family) memcpy(&family, address, sizeof family);
+    if (family != AF_INET && family != AF_INET6) return 1;
+    int probe = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+    if (probe < 0) return 0;
+    setsockopt(probe, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    int can = !bind(probe, address, (socklen_t)length);
+    close(probe);
+    return can;
+}
+
 int te_socket_address_text(const void *address, size_t length, char *text, size_t capacity) {
     struct sockaddr_in v4;
     struct sockaddr_in6 v6;
