@@ -91,9 +91,9 @@ enum { idle_seconds = 10, probe_seconds = 5, probes = 4 };
 /// Whether two socket addresses are the same, or with `host` only their hosts.
 static int is_same(const struct sockaddr_storage *a, const void *other, int host) {
     struct sockaddr_storage b;
-    size_t length = a->ss_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
-    memcpy(&b, other, length);
+    memcpy(&b.ss_family, other, sizeof b.ss_family);
     if (a->ss_family != b.ss_family) return 0;
+    memcpy(&b, other, a->ss_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6));
     if (a->ss_family == AF_INET) {
         const struct sockaddr_in *x = (const void *)a, *y = (const void *)&b;
         return x->sin_addr.s_addr == y->sin_addr.s_addr && (host || x->sin_port == y->sin_port);
@@ -140,18 +140,6 @@ void te_keep_alive(const void *own, size_t length, const void *addresses, size_t
             at += entry->d_reclen;
         }
     close(directory);
-}
-
-int te_can_bind(const void *address, size_t length) {
-    sa_family_t family = AF_UNSPEC;
-    if (length >= sizeof family) memcpy(&family, address, sizeof family);
-    if (family != AF_INET && family != AF_INET6) return 1;
-    int probe = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
-    if (probe < 0) return 0;
-    setsockopt(probe, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    int can = !bind(probe, address, (socklen_t)length);
-    close(probe);
-    return can;
 }
 
 int te_socket_address_text(const void *address, size_t length, char *text, size_t capacity) {

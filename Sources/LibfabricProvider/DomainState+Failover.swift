@@ -148,10 +148,7 @@ extension DomainState {
         guard now >= reopensAt else { return }
         reopensAt = now + Tuning.reopenAfter
         let address = UnsafeRawBufferPointer(start: ownAddress, count: ownAddressLength)
-        // An endpoint of rxm that could not be enabled does not give back its 26 MB.
-        guard te_can_bind(ownAddress, ownAddressLength) != 0, handles.openEndpoints(at: address) == 0 else {
-            return
-        }
+        guard handles.openEndpoints(at: address) == 0 else { return }
         isDown = false
         hasNewConnections = isTCP
         reopensAt = 0

@@ -5,7 +5,8 @@ public struct LibfabricOptions: Hashable, Sendable {
         /// On for providers that are software on both sides (`tcp`, `tcp;ofi_rxm`, `net`), where an operation
         /// costs a system call; off where hardware writes.
         case automatic
-        /// Every write is an operation of its own. Peers must agree on this no more than on the threshold.
+        /// Every write is an operation of its own. Peers must agree on this no more than on the threshold. Over ofi_rxm on tcp a
+        /// receiver whose connection ends in the middle of a write with an immediate can crash then, in libfabric (1.17 to 2.6).
         case never
     }
 

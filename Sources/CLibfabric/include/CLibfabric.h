@@ -58,9 +58,6 @@ int te_join_descriptors(int first, int second);
 /// Does not allocate. O(open descriptors, and for those from the same host, addresses).
 void te_keep_alive(const void *own, size_t length, const void *addresses, size_t stride, size_t count);
 
-/// Whether a socket can be bound to an address now: 1, or 0 when that is gone or taken. 1 for what is no address of IP.
-int te_can_bind(const void *address, size_t length);
-
 /// The numeric form of an IPv4 or IPv6 socket address; 0, or -1 when it is something else.
 int te_socket_address_text(const void *address, size_t length, char *text, size_t capacity);
 #endif
