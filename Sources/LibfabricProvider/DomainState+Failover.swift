@@ -36,12 +36,13 @@ extension DomainState {
             peer.pointee.provesSince = 0
             return
         }
-        guard now - peer.pointee.greetedAt > Tuning.greetAgainAfter || peer.pointee.provesReverse else {
-            return
-        }
         let epoch = peer.pointee.epoch
-        let isSent = sendAck(to: index, flags: FrameHeader.Flag.ask, over: false)
-        if isSent { peer.pointee.greetedAt = now }
+        // Not with every poll: each question takes a buffer of a peer that does not look.
+        if now - peer.pointee.greetedAt > Tuning.greetAgainAfter,
+            sendAck(to: index, flags: FrameHeader.Flag.ask, over: false)
+        {
+            peer.pointee.greetedAt = now
+        }
         if peer.pointee.provesReverse, peer.pointee.epoch == epoch,
             sendAck(to: index, flags: FrameHeader.Flag.ask, over: true)
         {
@@ -150,7 +151,7 @@ extension DomainState {
         let address = UnsafeRawBufferPointer(start: ownAddress, count: ownAddressLength)
         guard handles.openEndpoints(at: address) == 0 else { return }
         isDown = false
-        hasNewConnections = isTCP
+        mayHaveNewConnections = isTCP
         reopensAt = 0
         postReceives()
         for index in 0..<Int32(peerCount)

@@ -17,7 +17,7 @@ extension DomainState {
         frames = options.frames
         isHardware = options.isHardware
         isTCP = options.isTCP
-        hasNewConnections = isTCP
+        mayHaveNewConnections = isTCP
         frameBytes = options.frames ? Tuning.frameBytes : Tuning.messageFrameBytes
         let overhead = FrameHeader.byteCount + FrameHeader.helloBytes + FrameRecord.byteCount
         threshold = min(max(0, options.frameThreshold), frameBytes - overhead)

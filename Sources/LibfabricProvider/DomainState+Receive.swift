@@ -27,12 +27,17 @@ extension DomainState {
         if firstArrived >= 0 { unpackArrived() }
         if firstUncounted >= 0 { countFinishedWrites() }
         if unposted >= 0 { postReceives() }
-        calm = events == 0 ? calm &+ 1 : 0
+        if events == 0 {
+            calm &+= 1
+        } else {
+            calm = 0
+            mayHaveNewConnections = isTCP
+        }
         if listedCount > 0 { service(isIdle: events == 0 && firstArrived < 0) }
         polls &+= 1
         if polls & 1023 == 0 {
             if framesInFlight + countedInFlight > 0 { watchSilence() }
-            if hasNewConnections { keepConnectionsAlive() }
+            if mayHaveNewConnections { keepConnectionsAlive() }
         }
         return outputCount
     }
@@ -226,7 +231,7 @@ extension DomainState {
         if isDown { return firstReport < 0 && firstEnded < 0 && firstArrived < 0 }
         guard handles.waitDescriptor >= 0 else { return false }
         if listedCount > 0 { service(isIdle: true, force: true) }
-        if hasNewConnections { keepConnectionsAlive() }
+        if mayHaveNewConnections { keepConnectionsAlive() }
         // What stays waits for credit and is woken by an acknowledgement, unless the transport refused it.
         guard isQuiet else { return false }
         for position in 0..<listedCount {

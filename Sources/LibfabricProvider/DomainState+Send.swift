@@ -470,7 +470,6 @@ extension DomainState {
             noteEndpoint(slot, reverse: prefersReverse)
             if prefersReverse, !peer.pointee.isReverseOpen {
                 peer.pointee.isReverseOpen = true
-                hasNewConnections = isTCP
             }
         } else if prefersReverse && !isOrdered {
             // Until there is a second connection, and while it is full, the first must do.

@@ -17,7 +17,6 @@ extension DomainState {
         let index = sender(of: header, bytes)
         guard index >= 0 else { return recycle(number) }
         let peer = peers + Int(index)
-        if peer.pointee.remoteIndex == .max { hasNewConnections = isTCP }
         peer.pointee.remoteIndex = header.from
         noteRing(header, bytes, of: index)
         if peer.pointee.isWriter { countWrites(of: index) }

@@ -103,8 +103,10 @@ struct DomainState {
     /// What the reverse endpoint has not completed.
     var reverseInFlight = 0
     var polls: UInt32 = 0
-    /// Whether there are connections of which the kernel does not yet find out that nobody is at their end.
-    var hasNewConnections: Bool
+    /// Whether there may be connections of which the kernel does not yet find out that nobody is at their end: libfabric makes
+    /// them when something is sent, again after one has broken, and does not say so. And when to look for them.
+    var mayHaveNewConnections: Bool
+    var keepsAliveAt: UInt64 = 0
     /// Polls in a row that found nothing.
     var calm: UInt32 = 0
 
@@ -337,7 +339,10 @@ struct DomainState {
     /// Without it a connection stays for ever when the other end dies while the path is cut, or its host loses power, and nothing
     /// is sent to it: a descriptor and its buffers.
     mutating func keepConnectionsAlive() {
-        hasNewConnections = false
+        let now = te_monotonic_nanoseconds()
+        guard now >= keepsAliveAt else { return }
+        keepsAliveAt = now + Tuning.keepAliveInterval
+        mayHaveNewConnections = false
         te_keep_alive(ownAddress, ownAddressLength, peerAddresses, Limits.addressBytes, peerCount)
     }
 

@@ -221,6 +221,11 @@ public final class LibfabricDomain: FabricDomain {
 
     public var wakeDescriptor: Int32 { state.pointee.handles.waitDescriptor }
 
+    /// When to look for new connections, after the last traffic.
+    public var pollDue: UInt64 {
+        state.pointee.mayHaveNewConnections ? state.pointee.keepsAliveAt : .max
+    }
+
     public func close() {
         guard !isClosed else { return }
         isClosed = true

@@ -97,6 +97,8 @@ public enum Tuning {
     static let settlePatience: UInt64 = 700_000_000
     /// How long an endpoint that could not be opened again is left alone, in nanoseconds.
     static let reopenAfter: UInt64 = 100_000_000
+    /// How often new connections are looked for while there is traffic, in nanoseconds.
+    static let keepAliveInterval: UInt64 = 2_000_000_000
     /// How long a transport may refuse work for a peer before the peer counts as lost, in nanoseconds.
     static let patience: UInt64 = 5_000_000_000
 }

@@ -54,6 +54,8 @@ public protocol FabricDomain: AnyObject {
     func prepareToSleep() -> Bool
     /// A file descriptor that is readable when there is something to poll, or -1 when `TargetPage.sleeping` suffices.
     var wakeDescriptor: Int32 { get }
+    /// When the domain is to be polled although nothing has happened, in nanoseconds of the monotonic clock; `.max` is never.
+    var pollDue: UInt64 { get }
 
     /// Releases everything. Nothing is called afterwards.
     func close()
@@ -67,6 +69,8 @@ extension FabricDomain {
     public func settle(connection: UInt64, from sender: EngineID) -> DeliveryLedger? { nil }
     /// Nil: the status says it all.
     public func describe(_ status: WorkStatus, detail: Int32, peer: Int?) -> String? { nil }
+    /// Never.
+    public var pollDue: UInt64 { .max }
 }
 
 /// What a NIC is and can do.

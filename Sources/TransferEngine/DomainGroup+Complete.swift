@@ -174,6 +174,7 @@ extension DomainGroup {
     var nextDeadline: UInt64 {
         var earliest = UInt64.max
         earliest = min(earliest, tendDue)
+        for domain in 0..<domains.count { earliest = min(earliest, domains[domain].pollDue) }
         for entry in hot.value.expiring { earliest = min(earliest, entry.at) }
         for index in 0..<hot.value.usedSlots
         where statuses[index].load(ordering: .acquiring) & SlotStatus.pending != 0 {  // pairs with submit

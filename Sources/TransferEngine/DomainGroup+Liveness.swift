@@ -3,8 +3,11 @@ internal import TransferCore
 
 // Who is asked whether it lives, what the answers mean, and what happens without them. Contract, promise 7.
 extension DomainGroup {
-    /// The context of control messages: no slot has this index.
-    private func controlContext(_ link: Link) -> UInt64 { UInt64(link.index) << 32 | UInt64(UInt32.max) }
+    /// The context of control messages: no slot has this index. A link's place has 20 bits (65536 attachments of 15 rails), its
+    /// generation 12.
+    private func controlContext(_ link: Link) -> UInt64 {
+        link.generation << 52 | UInt64(link.index) << 32 | UInt64(UInt32.max)
+    }
 
     // MARK: Sending
 
@@ -27,7 +30,6 @@ extension DomainGroup {
         case .success:
             hot.value.posted &+= 1
             hot.value.controlMessages &+= 1
-            if !result.isComplete { link.controlsInFlight += 1 }
         case .again, .targetBusy:
             // Whoever has not taken an answer for so long is asked for no more of them: it asks again if it lives.
             let since = since ?? hot.value.now
@@ -40,8 +42,9 @@ extension DomainGroup {
 
     /// A control message has been delivered, or not.
     func noteControl(_ completion: Completion) {
-        guard let link = links.all[Int(completion.context >> 32)] else { return }
-        link.controlsInFlight -= 1
+        let index = Int(completion.context >> 32 & 0xF_FFFF)
+        // Its link may have gone meanwhile.
+        guard let link = links.all[index], link.generation == completion.context >> 52 else { return }
         if completion.status != .success { hasFailed(link) } else { link.lastAlive = hot.value.now }
     }
 
@@ -140,10 +143,7 @@ extension DomainGroup {
     /// Forgets those who asked something once and have been silent since: they may be dead, and introduce themselves again if
     /// they are not.
     private func forgetSilent(_ now: UInt64) {
-        for peer in links.peers.values
-        where peer.landing != .max && now >= forgetDue(peer)
-            && peer.links.allSatisfy({ $0.controlsInFlight <= 0 })
-        {
+        for peer in links.peers.values where peer.landing != .max && now >= forgetDue(peer) {
             let index = peer.landing
             peer.landing = .max
             hot.value.metPeers -= 1

@@ -7,6 +7,8 @@ final class Link {
 
     /// Its place in `Links.all`.
     let index: Int
+    /// Tells it apart from the links that had that place before.
+    let generation: UInt64
     let peer: PeerRecord
     /// Our NIC.
     let domain: Int
@@ -21,8 +23,6 @@ final class Link {
     var state = State.up
     /// When something last came over it or was acknowledged.
     var lastAlive: UInt64
-    /// Control messages that its NIC has taken and not reported.
-    var controlsInFlight = 0
     /// Since when a ping is unanswered, or 0.
     var askedSince: UInt64 = 0
     /// When a link that is down is tried again, and how long after that.
@@ -38,8 +38,11 @@ final class Link {
         var askedAt: UInt64
     }
 
-    init(index: Int, peer: PeerRecord, domain: Int, nic: Int, key: ImportedKey, now: UInt64) {
+    init(
+        index: Int, generation: UInt64, peer: PeerRecord, domain: Int, nic: Int, key: ImportedKey, now: UInt64
+    ) {
         self.index = index
+        self.generation = generation
         self.peer = peer
         self.domain = domain
         self.nic = nic
@@ -87,6 +90,7 @@ final class PeerRecord {
 final class Links {
     private(set) var all: [Link?] = []
     private var free: [Int] = []
+    private var made: UInt64 = 0
     private(set) var peers: [EngineID: PeerRecord] = [:]
     private var places: [Place: Link] = [:]
     /// What goes to each peer, by `PeerRecord.place`.
@@ -151,7 +155,9 @@ final class Links {
         }
         let index = free.popLast() ?? all.count
         if index == all.count { all.append(nil) }
-        let link = Link(index: index, peer: peer, domain: domain, nic: nic, key: key, now: now)
+        made &+= 1
+        let link = Link(
+            index: index, generation: made & 0xFFF, peer: peer, domain: domain, nic: nic, key: key, now: now)
         link.uses = 1
         all[index] = link
         places[Place(domain: domain, number: key.peer)] = link

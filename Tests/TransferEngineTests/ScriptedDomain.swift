@@ -14,6 +14,8 @@ final class ScriptedDomain: FabricDomain {
     private(set) var taken = 0
     /// Messages that `send` was given.
     var sent: [[UInt8]] = []
+    /// What their completions name.
+    private(set) var contexts: [UInt64] = []
     private var lent: [UnsafeMutableRawBufferPointer] = []
     /// The regions registered at this moment.
     private(set) var registered: Set<UInt32> = []
@@ -57,6 +59,7 @@ final class ScriptedDomain: FabricDomain {
         -> PostResult
     {
         sent.append(Array(payload))
+        contexts.append(context)
         return onSend()
     }
     /// Lets the next poll return a message.

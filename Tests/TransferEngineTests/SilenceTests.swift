@@ -28,16 +28,16 @@ import Testing
         return .max
     }
 
-    /// A stranger asks whether we live and dies; its NIC takes no answer any more, or takes it and says nothing.
-    @Test(arguments: [WorkStatus.targetBusy, .success]) func anAnswerIsOwedForAWhile(_ status: WorkStatus)
-        throws
-    {
+    /// A stranger asks whether we live and dies. Its NIC takes no answer any more, or takes it, or takes it and never says what
+    /// became of it, as a ring in shared memory that nobody reads.
+    @Test(arguments: [(WorkStatus.targetBusy, false), (.success, true), (.success, false)])
+    func anAnswerIsOwedForAWhile(_ status: WorkStatus, _ isComplete: Bool) throws {
         let clock = Hands()
         let (mine, theirs) = (ScriptedDomain("mine"), ScriptedDomain("theirs"))
         let engine = try open(mine, clock)
         let stranger = try open(theirs, clock)
         mine.onSend = {
-            PostResult(accepted: status == .success ? 1 : 0, isComplete: status == .success, status: status)
+            PostResult(accepted: status == .success ? 1 : 0, isComplete: isComplete, status: status)
         }
         let ping = ControlMessage.ping(.init(from: 0, to: 0), address: stranger.address.encoded())
         mine.deliver(ping.encoded, from: stranger.id)
@@ -48,6 +48,38 @@ import Testing
         #expect(engine.group.links.outbox.isEmpty && engine.group.links.peers.isEmpty, "and forgotten")
         let index = engine.group.freeAttachments.pop()
         #expect(index.map { engine.group.attachments[$0].generation } == 0)
+    }
+
+    /// What became of a message to a peer that has been forgotten is not taken for a sign of life of the next one, whose link has
+    /// the same place.
+    @Test func aLateCompletionIsNobodyElses() throws {
+        let clock = Hands()
+        let mine = ScriptedDomain("mine")
+        let engine = try open(mine, clock)
+        mine.onSend = { PostResult(accepted: 1, isComplete: false, status: .success) }
+        func meet(_ name: String) throws -> Link {
+            let stranger = try open(ScriptedDomain(name), clock)
+            let ping = ControlMessage.ping(.init(from: 0, to: 0), address: stranger.address.encoded())
+            mine.deliver(ping.encoded, from: stranger.id)
+            engine.progress()
+            return try #require(engine.group.links.peers[stranger.id]?.links.first)
+        }
+        let first = try meet("first")
+        let late = try #require(mine.contexts.last)
+        #expect(rest(engine, clock) < 200)
+        let second = try meet("second")
+        #expect(second.index == first.index && second !== first)
+        let alive = second.lastAlive
+        clock.pass(100_000_000)
+        _ = engine.tick()
+        mine.completions = [Completion(context: late, count: 1, status: .success)]
+        engine.progress()
+        #expect(second.lastAlive == alive)
+        mine.completions = [
+            Completion(context: try #require(mine.contexts.last), count: 1, status: .success)
+        ]
+        engine.progress()
+        #expect(second.lastAlive > alive, "its own is")
     }
 
     /// A link that is down is tried again at most every five intervals; the engine sleeps in between.
