@@ -143,7 +143,7 @@ extension DomainGroup {
 
     // MARK: Settling
 
-    /// Asks the receiver, once now and again at every look at the links, until it answers.
+    /// Asks the receiver, now and again until it answers.
     private func ask(about connection: UInt64, of link: Link) {
         guard !link.settlements.contains(where: { $0.connection == connection }) else { return }
         if link.settlements.count >= Liveness.rememberedSettlements,
@@ -152,7 +152,9 @@ extension DomainGroup {
             // Those that are not answered stay: somebody waits for them.
             link.settlements.remove(at: old)
         }
-        link.settlements.append(Link.Settlement(connection: connection, ledger: nil, askedAt: hot.value.now))
+        link.settlements.append(
+            Link.Settlement(
+                connection: connection, ledger: nil, askedAt: hot.value.now, pause: liveness.firstPause))
         sendSettle(connection, of: link)
     }
 

@@ -256,9 +256,12 @@ extension DomainGroup {
         }
         for place in link.settlements.indices
         where link.settlements[place].ledger == nil
-            && now &- link.settlements[place].askedAt >= liveness.firstPause
+            && now &- link.settlements[place].askedAt >= link.settlements[place].pause
         {
             link.settlements[place].askedAt = now
+            // Less and less often: a receiver that does not look has to keep every question.
+            link.settlements[place].pause = min(
+                link.settlements[place].pause * 2, liveness.intervalNanoseconds)
             sendSettle(link.settlements[place].connection, of: link)
         }
         if link.state == .down {

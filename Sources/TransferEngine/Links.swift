@@ -36,6 +36,8 @@ final class Link {
         /// Nil until the peer has answered.
         var ledger: DeliveryLedger?
         var askedAt: UInt64
+        /// How long after that to ask again.
+        var pause: UInt64
     }
 
     init(

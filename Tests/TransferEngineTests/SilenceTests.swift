@@ -82,6 +82,46 @@ import Testing
         #expect(second.lastAlive > alive, "its own is")
     }
 
+    /// A receiver that does not look is asked about a connection less and less often: it has to keep every question.
+    @Test func questionsBecomeRare() throws {
+        let clock = Hands()
+        let nics = [ScriptedDomain("s0"), ScriptedDomain("s1")]
+        let engine = try TransferEngine(
+            Configuration(progress: .manual), clock: clock, random: SystemRandomNumberGenerator()
+        ) { _ in nics }
+        let entry = RemoteRegion.NIC(
+            fabric: "scripted", address: [1], megabitsPerSecond: 1000, key: 1, base: 0)
+        let remote = try engine.attach(
+            RemoteRegion(
+                engine: EngineID(rawValue: 42), device: 0, index: 1, generation: 1, access: .remoteWrite,
+                length: 64, base: 4096, secret: 1, nics: [entry, entry]))
+        for (number, nic) in nics.enumerated() {
+            nic.onPost = { requests in
+                nic.completions = requests.map {
+                    var completion = Completion(context: $0.context, count: 1, status: .peerLost)
+                    completion.tag = $0.tag
+                    completion.peer = number
+                    completion.delivery = .unsettled(connection: 7, ordinal: 0)
+                    return completion
+                }
+                return PostResult(accepted: requests.count, isComplete: false, status: .success)
+            }
+        }
+        let write = try engine.write(from: engine.allocate(byteCount: 64), byteCount: 8, to: remote)
+        var questions: [UInt64] = []
+        let end = clock.nowNanoseconds + 2_800_000_000
+        while clock.nowNanoseconds < end {
+            engine.progress()
+            _ = engine.tick()
+            for message in nics.flatMap(\.sent)
+            where ControlMessage.kind(of: message.span) == .settle { questions.append(clock.nowNanoseconds) }
+            for nic in nics { nic.sent = [] }
+            clock.pass(10_000_000)
+        }
+        #expect(engine.isPending(write), "somebody waits for the answer")
+        #expect((4...8).contains(questions.count), "\(questions.count) questions in 2.8 s")
+    }
+
     /// A link that is down is tried again at most every five intervals; the engine sleeps in between.
     @Test func linksThatAreDownAreTriedInTheirTurn() throws {
         let clock = Hands()
