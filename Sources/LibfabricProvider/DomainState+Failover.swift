@@ -43,10 +43,15 @@ extension DomainState {
         {
             peer.pointee.greetedAt = now
         }
-        if peer.pointee.provesReverse, peer.pointee.epoch == epoch,
+        if peer.pointee.provesReverse, peer.pointee.epoch == epoch, now >= peer.pointee.provesReverseAt,
             sendAck(to: index, flags: FrameHeader.Flag.ask, over: true)
         {
             peer.pointee.provesReverse = false
+        }
+        // What is refused begins another epoch, and has to be asked about again: not at once either.
+        if peer.pointee.epoch != epoch {
+            peer.pointee.greetedAt = now
+            peer.pointee.provesReverseAt = now + Tuning.greetAgainAfter
         }
     }
 

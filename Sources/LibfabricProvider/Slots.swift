@@ -210,6 +210,8 @@ struct Peer {
     var greetedAt: UInt64 = 0
     /// Since when the end of the epoch before is to be proven to it, or 0, and whether from the reverse endpoint, too.
     var provesSince: UInt64 = 0
+    /// When its second connection may be asked, which has refused.
+    var provesReverseAt: UInt64 = 0
     var provesReverse = false
     var open: Int32 = -1
     var firstInFlight: Int32 = -1
