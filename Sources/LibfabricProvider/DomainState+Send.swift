@@ -468,9 +468,7 @@ extension DomainState {
         var result = send(prefersReverse)
         if result == 0 {
             noteEndpoint(slot, reverse: prefersReverse)
-            if prefersReverse, !peer.pointee.isReverseOpen {
-                peer.pointee.isReverseOpen = true
-            }
+            if prefersReverse { peer.pointee.isReverseOpen = true }
         } else if prefersReverse && !isOrdered {
             // Until there is a second connection, and while it is full, the first must do.
             result = send(false)

@@ -108,18 +108,18 @@ import Testing
             }
         }
         let write = try engine.write(from: engine.allocate(byteCount: 64), byteCount: 8, to: remote)
-        var questions: [UInt64] = []
+        var questions = 0
         let end = clock.nowNanoseconds + 2_800_000_000
         while clock.nowNanoseconds < end {
             engine.progress()
             _ = engine.tick()
             for message in nics.flatMap(\.sent)
-            where ControlMessage.kind(of: message.span) == .settle { questions.append(clock.nowNanoseconds) }
+            where ControlMessage.kind(of: message.span) == .settle { questions += 1 }
             for nic in nics { nic.sent = [] }
             clock.pass(10_000_000)
         }
         #expect(engine.isPending(write), "somebody waits for the answer")
-        #expect((4...8).contains(questions.count), "\(questions.count) questions in 2.8 s")
+        #expect((4...8).contains(questions), "\(questions) questions in 2.8 s")
     }
 
     /// A link that is down is tried again at most every five intervals; the engine sleeps in between.
