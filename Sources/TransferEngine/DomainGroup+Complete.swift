@@ -174,7 +174,7 @@ extension DomainGroup {
     var nextDeadline: UInt64 {
         var earliest = UInt64.max
         earliest = min(earliest, tendDue)
-        for domain in 0..<domains.count { earliest = min(earliest, domains[domain].pollDue) }
+        for domain in 0..<domains.count { earliest = min(earliest, domains[domain].fabric.pollDue) }
         for entry in hot.value.expiring { earliest = min(earliest, entry.at) }
         for index in 0..<hot.value.usedSlots
         where statuses[index].load(ordering: .acquiring) & SlotStatus.pending != 0 {  // pairs with submit
@@ -223,7 +223,7 @@ extension DomainGroup {
         if let reason = slot.reason { return reason }
         let domain = Int(slot.failureDomain)
         let operation = "\(slot.kind) by \(engineName) over \(domainNames[domain])"
-        let words = domains[domain].describe(
+        let words = domains[domain].fabric.describe(
             slot.failure, detail: slot.failureDetail, peer: failedPeer(&slot, domain))
         let (code, otherwise) = slot.failure.inWords(detail: slot.failureDetail)
         return TransferError(code, "\(operation): \(words ?? otherwise)")

@@ -128,7 +128,7 @@ extension DomainGroup {
         hot.value.downLinks += 1
         counters.nics[link.domain].linkFailures.raise()
         hot.value.nextTend = 0
-        unsafe domains[link.domain].sever(UnsafePointer(link.key.address(of: 0)))
+        unsafe domains[link.domain].fabric.sever(UnsafePointer(link.key.address(of: 0)))
     }
 
     /// Uses a link again.

@@ -23,7 +23,7 @@ extension DomainGroup {
 
     private func post(_ message: [UInt8], over link: Link, since: UInt64? = nil) {
         let result = unsafe message.withUnsafeBytes { bytes in
-            unsafe domains[link.domain].send(
+            unsafe domains[link.domain].fabric.send(
                 bytes, to: UnsafePointer(link.key.address(of: 0)), context: controlContext(link))
         }
         switch result.status {
@@ -97,7 +97,7 @@ extension DomainGroup {
             bringUp(link)
         case .settle(let route, let connection, let address):
             guard domains.count > Int(route.to), let link = link(back: route, to: sender, address),
-                let ledger = domains[Int(route.to)].settle(connection: connection, from: sender)
+                let ledger = domains[Int(route.to)].fabric.settle(connection: connection, from: sender)
             else { return }
             // Not over the NICs that the question is about, which may be dead although nobody here has noticed.
             let other = link.peer.links.first { $0 !== link && $0.state == .up } ?? link

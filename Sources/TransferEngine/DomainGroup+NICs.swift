@@ -84,7 +84,7 @@ extension DomainGroup {
         }
         guard !attachment.isNarrower else { return }
         for rail in 0..<attachment.rails.count {
-            domains[attachment.rails[rail].local].releaseImport(attachment.keys[rail])
+            domains[attachment.rails[rail].local].fabric.releaseImport(attachment.keys[rail])
             if let link = links.release(Int(attachment.links[rail])), link.state == .down {
                 hot.value.downLinks -= 1
             }

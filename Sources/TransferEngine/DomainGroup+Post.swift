@@ -539,7 +539,7 @@ extension DomainGroup {
         let domain = attachments[slot.attachment].rails[rail].local
         seal(&slot)
         // The provider copies the payload before it returns.
-        let result = unsafe domains[domain].send(
+        let result = unsafe domains[domain].fabric.send(
             UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(slot.message.memory)[..<slot.length]),
             to: UnsafePointer(attachments[slot.attachment].keys.address(of: rail)), context: context(index))
         traceSend(slot, index, domain, result.status)

@@ -18,7 +18,7 @@ final class DomainGroup {
     /// See `keepOwner`. The worker's.
     private var keptOwner: TransferEngine?
 
-    let domains: Table<any FabricDomain>
+    let domains: Table<HeldDomain>
     /// For each domain, the largest request that may carry several counts.
     let countsManyBytes: Table<UInt64>
     let domainNames: [String]
@@ -116,7 +116,7 @@ final class DomainGroup {
         self.planner = planner
         engineName = name
         self.recorder = recorder
-        self.domains = Table(domains)
+        self.domains = Table(count: domains.count) { HeldDomain(fabric: domains[$0]) }
         countsManyBytes = Table(
             domains.map { $0.attributes.countsMany ? $0.attributes.countsManyBytes : 0 })
         domainNames = domains.map { "\($0.attributes.fabric) \($0.attributes.name)" }
@@ -124,7 +124,7 @@ final class DomainGroup {
     }
 
     /// What the NICs are.
-    var attributes: [DomainAttributes] { (0..<domains.count).map { domains[$0].attributes } }
+    var attributes: [DomainAttributes] { (0..<domains.count).map { domains[$0].fabric.attributes } }
 
     // MARK: The loop
 
@@ -161,7 +161,7 @@ final class DomainGroup {
             let slot = waits[index]
             if page.eighths(of: slots[slot].immediate) >= slots[slot].expectedEighths { return false }
         }
-        for domain in 0..<domains.count where !domains[domain].prepareToSleep() { return false }
+        for domain in 0..<domains.count where !domains[domain].fabric.prepareToSleep() { return false }
         return true
     }
 
@@ -259,5 +259,18 @@ struct SlotRing: ~Copyable {
             let other = removeFirst()
             if other != index { append(other) }
         }
+    }
+}
+
+/// A NIC's domain in a table. It cannot be copied, so that calling the domain does not count references to it: an atomic add and
+/// an atomic subtract for each call otherwise.
+struct HeldDomain: ~Copyable {
+    let fabric: any FabricDomain
+
+    @inline(__always) borrowing func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult {
+        unsafe fabric.post(requests)
+    }
+    @inline(__always) borrowing func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int {
+        unsafe fabric.poll(completions)
     }
 }

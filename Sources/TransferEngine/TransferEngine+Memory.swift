@@ -138,7 +138,7 @@ extension TransferEngine {
             secret: known.local.secret,
             nics: known.keys.enumerated().compactMap { index, key in
                 guard let key else { return nil }
-                let domain = group.domains[index]
+                let domain = group.domains[index].fabric
                 let attributes = domain.attributes
                 return RemoteRegion.NIC(
                     fabric: attributes.fabric, address: domain.address,
@@ -213,14 +213,14 @@ extension TransferEngine {
             nics: nics, nicSet: group.hot.value.nicSets.firstIndex(of: nics) ?? 0)
         do throws(TransferError) {
             for domain in 0..<group.domains.count {
-                let key = nics & 1 << UInt8(domain) != 0 ? try group.domains[domain].register(local) : nil
+                let key = nics & 1 << UInt8(domain) != 0 ? try group.domains[domain].fabric.register(local) : nil
                 keys.append(key)
                 entry.localKeys[domain] = key?.local ?? 0
             }
         } catch {
             group.page.withdraw(local.index)
             for case (let domain, let key?) in keys.enumerated() {
-                group.domains[domain].deregister(local, key: key)
+                group.domains[domain].fabric.deregister(local, key: key)
             }
             throw error
         }
@@ -236,7 +236,7 @@ extension TransferEngine {
         group.traceEvent(.deregistered, UInt64(known.local.length), UInt64(known.local.index))
         group.page.withdraw(known.local.index)
         for case (let domain, let key?) in known.keys.enumerated() {
-            group.domains[domain].deregister(known.local, key: key)
+            group.domains[domain].fabric.deregister(known.local, key: key)
         }
         let deadline = group.clock.nowNanoseconds &+ configuration.timeout.nanoseconds
         let isFenced = !group.page.fencesWriters || RemoteBarrier.pass()

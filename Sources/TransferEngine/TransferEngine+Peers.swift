@@ -108,10 +108,10 @@ extension TransferEngine {
         var keys: [ImportedKey] = []
         do throws(TransferError) {
             for rail in rails {
-                keys.append(try group.domains[rail.local].importRegion(remote, nic: rail.remote))
+                keys.append(try group.domains[rail.local].fabric.importRegion(remote, nic: rail.remote))
             }
         } catch {
-            for (rail, key) in zip(rails, keys) { group.domains[rail.local].releaseImport(key) }
+            for (rail, key) in zip(rails, keys) { group.domains[rail.local].fabric.releaseImport(key) }
             throw error
         }
         let peer = group.links.peer(remote.engine, now: group.hot.value.now)

@@ -188,7 +188,7 @@ public final class TransferEngine: @unchecked Sendable {
         progressToken.store(0, ordering: .relaxed)
         group.owner = nil
         releaseAll()
-        for domain in 0..<group.domains.count { group.domains[domain].close() }
+        for domain in 0..<group.domains.count { group.domains[domain].fabric.close() }
         host?.close()
         isOver.store(true, ordering: .sequentiallyConsistent)  // pairs with the load in failPending()
         failPending()
@@ -300,8 +300,8 @@ public final class TransferEngine: @unchecked Sendable {
             milliseconds = min(milliseconds, Int32(clamping: left))
         }
         var files = [wakeFile]
-        for domain in 0..<group.domains.count where group.domains[domain].wakeDescriptor >= 0 {
-            files.append(group.domains[domain].wakeDescriptor)
+        for domain in 0..<group.domains.count where group.domains[domain].fabric.wakeDescriptor >= 0 {
+            files.append(group.domains[domain].fabric.wakeDescriptor)
         }
         let isWoken = unsafe files.withUnsafeBufferPointer {
             unsafe te_wait_readable($0.baseAddress, Int32($0.count), milliseconds) != 0
