@@ -27,7 +27,8 @@ extension DomainState {
         transmitSlots = handles.info.pointee.tx_attr.pointee.size
         // SIZE_MAX, which says that there is no limit, arrives in Swift as -1.
         let longest = handles.info.pointee.ep_attr.pointee.max_msg_size
-        maximumWriteBytes = longest > 0 ? UInt64(longest) : 1 << 40
+        maximumWriteBytes = min(
+            longest > 0 ? UInt64(longest) : 1 << 40, options.isTCP ? Tuning.tcpWriteBytes : .max)
 
         arenaBytes =
             (Tuning.sendFrames + Tuning.receiveFrames) * frameBytes + Tuning.ackFrames * Tuning.ackBytes

@@ -202,7 +202,7 @@
                 for transfer in transfers { #expect(engines.sender.status(of: transfer) == .complete) }
                 #expect(engines.receiver.count(of: immediate) == count)
                 #expect(engines.isThere())
-                let silent = try #require(engines.receiver.group.domains[1] as? LibfabricDomain)
+                let silent = try #require(engines.receiver.group.domains[1].fabric as? LibfabricDomain)
                 #expect(silent.state.pointee.renewals > 0, "the receiver has cut it off")
                 engines.setSilent(engines.addresses[1], false)
                 #expect(engines.run(seconds: 30) { engines.sender.usage.downLinks == 0 }, "it is back")
