@@ -213,7 +213,8 @@ extension TransferEngine {
             nics: nics, nicSet: group.hot.value.nicSets.firstIndex(of: nics) ?? 0)
         do throws(TransferError) {
             for domain in 0..<group.domains.count {
-                let key = nics & 1 << UInt8(domain) != 0 ? try group.domains[domain].fabric.register(local) : nil
+                let key =
+                    nics & 1 << UInt8(domain) != 0 ? try group.domains[domain].fabric.register(local) : nil
                 keys.append(key)
                 entry.localKeys[domain] = key?.local ?? 0
             }
