@@ -49,11 +49,13 @@ final class ChaosNode {
 
     private func measure() {
         let isIdle = peers.allSatisfy { $0?.isIdle ?? true }
+        let usage = engine.usage
         let texts = violations.map { "\"" + $0.replacing("\"", with: "'") + "\"" }
         say(
             "{\"node\": \(number), \"idle\": \(isIdle), \"rounds\": \(rounds), \"failed\": \(failed), "
                 + "\"cancelled\": \(cancelled), \"unproven\": \(unproven), \"stalls\": \(stalls), \"refused\": "
                 + "\(engine.refusedMessages.total), \"fds\": \(Self.descriptors()), \"rss_kib\": \(Self.residentKiB()), "
+                + "\"pending\": \(usage.pending), \"abandoned\": \(usage.abandoned), "
                 + "\"violations\": [" + texts.joined(separator: ", ") + "]}")
     }
 

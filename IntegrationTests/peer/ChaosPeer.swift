@@ -26,6 +26,8 @@ final class ChaosPeer {
     private var lastRound: UInt64 = 0
 
     private let messages = Messages()
+    /// Whether nothing more is begun, because another incarnation has taken its place.
+    private var isLeaving = false
 
     /// Messages to the peer that have not ended.
     private final class Messages: Sendable { let pending = Atomic<Int>(0) }
@@ -50,6 +52,7 @@ final class ChaosPeer {
 
     /// Gives everything back. False while something of it is in flight: then later.
     func leave() -> Bool {
+        isLeaving = true
         cancel()
         if let round = receiving?.round { finish(round, isQuiet: false) }
         guard sending == nil, messages.pending.load(ordering: .relaxed) == 0 else { return false }
@@ -97,7 +100,7 @@ final class ChaosPeer {
 
     /// Asks for a round, if none is on its way.
     func begin() {
-        guard sending == nil else { return }
+        guard sending == nil, !isLeaving else { return }
         let now = monotonicSeconds()
         let round = UInt64(now * 1e9)
         sending = (round, now, nil, false)
@@ -191,7 +194,7 @@ final class ChaosPeer {
     private func clear() { memset(target.baseAddress, 0xA5, target.byteCount) }
 
     private func grant(_ round: UInt64) {
-        guard round > lastRound else { return }
+        guard round > lastRound, !isLeaving else { return }
         if let old = receiving?.round { finish(old, isQuiet: false) }
         if !frozen.isEmpty, memcmp(target.baseAddress, frozen, frozen.count) != 0 {
             node.violate("bytes of node \(index) changed after its round had ended")

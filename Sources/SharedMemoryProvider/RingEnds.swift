@@ -21,6 +21,8 @@ struct OutgoingRing: ~Copyable {
         repeating: Pending(record: 0, end: 0, context: 0, isMessage: false), count: Self.pendingCapacity)
     private var pendingFirst = 0
     private var pendingEnd = 0
+    /// Whether the consumer is gone: what it has not consumed it never will.
+    var isOver = false
 
     init(_ mapping: SharedMapping) {
         self.mapping = mapping
@@ -56,8 +58,10 @@ struct OutgoingRing: ~Copyable {
         let consumed = ring.ends.head.load(ordering: .acquiring)
         while pendingFirst < pendingEnd, count < completions.count {
             let next = pending[pendingFirst & (Self.pendingCapacity - 1)]
-            guard next.end <= consumed else { break }
-            let status = next.isMessage ? .success : ring.verdict(at: next.record)
+            let isThrough = next.end <= consumed
+            guard isThrough || isOver else { break }
+            let status: WorkStatus =
+                !isThrough ? .peerLost : next.isMessage ? .success : ring.verdict(at: next.record)
             unsafe completions[count] = Completion(context: next.context, count: 1, status: status)
             count += 1
             pendingFirst += 1

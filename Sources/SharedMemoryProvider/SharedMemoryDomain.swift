@@ -55,6 +55,9 @@ public final class SharedMemoryDomain: FabricDomain {
         var imports = 0
         /// One ring, once it has been opened.
         var outgoing = Table<OutgoingRing>()
+        /// Whether it did not answer when it was asked to, and whether that was because its process has ended.
+        var isSuspect = false
+        var isGone = false
     }
 
     /// Opens a domain on `host`; the first one of an engine receives.
@@ -192,11 +195,28 @@ public final class SharedMemoryDomain: FabricDomain {
 
     // MARK: Progress
 
+    /// Ends what is in the ring of a peer whose process has ended: nobody else would. One that is only slow goes on.
+    public func sever(_ target: UnsafePointer<ImportedKey>) {
+        let peer = unsafe target.pointee.peer
+        peers[peer].isSuspect = true
+        _ = isGone(peer)
+    }
+
+    /// Whether a peer's process has ended, as far as there was reason to look.
+    func isGone(_ peer: Int) -> Bool {
+        guard peers[peer].isSuspect else { return false }
+        if !peers[peer].isGone, peers[peer].connection?.hasEnded ?? false {
+            peers[peer].isGone = true
+            if peers[peer].outgoing.count > 0 { peers[peer].outgoing[0].isOver = true }
+        }
+        return peers[peer].isGone
+    }
+
     public func send(
         _ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64
     ) -> PostResult {
         let peer = unsafe target.pointee.peer
-        guard (try? openRing(peer)) != nil, peers[peer].outgoing.count > 0 else {
+        guard !isGone(peer), (try? openRing(peer)) != nil, peers[peer].outgoing.count > 0 else {
             return PostResult(accepted: 0, isComplete: false, status: .peerLost)
         }
         let record = FrameRecord(messageOf: payload.count, from: host.engine.rawValue)

@@ -82,6 +82,14 @@ final class SharedMemoryPeer: Sendable {
         pageMapping.unmap()
     }
 
+    /// Whether the peer's process has ended, or wants to hear no more. False while somebody is asking it something.
+    var hasEnded: Bool {
+        state.withLockIfAvailable { state in
+            var socket = pollfd(fd: state.socket, events: 0, revents: 0)
+            return unsafe poll(&socket, 1, 0) == 1 && socket.revents & Int16(POLLHUP) != 0
+        } ?? false
+    }
+
     // MARK: Requests
 
     private func ask(_ request: ControlPacket, _ state: inout State) throws(TransferError) -> (

@@ -1,5 +1,6 @@
 import CPlatform
 import Glibc
+import Synchronization
 import Testing
 import TransferCore
 
@@ -81,6 +82,32 @@ import TransferCore
         }()
         defer { next.close() }
         #expect(nextSeat == killedSeat, "a seat is used again")
+    }
+
+    /// What a process that dies has not read ends, and gives back its place: nobody else would ever read it.
+    @Test func whatADeadPeerHasNotReadEnds() throws {
+        var configuration = Configuration(
+            name: "survivor", nics: [.sharedMemory(SharedMemoryOptions())], progress: .manual)
+        configuration.liveness = Liveness(interval: .milliseconds(20))
+        let survivor = try TransferEngine(configuration)
+        defer { survivor.close() }
+        let visitor = try engine("visitor")
+        let peer = try survivor.connect(to: visitor.address)
+        let failed = Mutex(0)
+        func send() throws {
+            try survivor.send([1, 2, 3], to: peer) { result in
+                if case .failure(let error) = result, error.code == .peerLost { failed.withLock { $0 += 1 } }
+            }
+        }
+        for _ in 0..<100 { try send() }
+        for _ in 0..<10 { survivor.progress() }
+        visitor.close()
+        try drive([survivor]) { failed.withLock { $0 } == 100 }
+        try drive([survivor]) { survivor.usage.pending == 0 && survivor.usage.abandoned == 0 }
+        for _ in 0..<100 { try send() }
+        for _ in 0..<10 { survivor.progress() }
+        #expect(failed.withLock { $0 } == 200, "at once")
+        #expect(survivor.usage.pending == 0 && survivor.usage.abandoned == 0)
     }
 
     @Test(arguments: [false, true]) func nothingIsKept(ofPeersThatAreClosedAttached isKept: Bool) throws {
