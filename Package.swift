@@ -114,7 +114,7 @@ let package = Package(
         .target(name: "KVCacheTransfer", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
         .target(name: "TransferDirectory", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
         .target(
-            name: "WeightTransfer", dependencies: ["TransferEngine", "TransferCore"],
+            name: "WeightTransfer", dependencies: ["TransferEngine", "TransferCore", "CPlatform"],
             swiftSettings: hot + safe),
         .target(
             name: "Simulation",
@@ -178,7 +178,7 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "WeightTransferTests",
-            dependencies: ["WeightTransfer", "TransferEngine", "Simulation", libfabric],
+            dependencies: ["WeightTransfer", "TransferEngine", "Simulation", "CPlatform", libfabric],
             exclude: ["golden"], swiftSettings: strict),
         .testTarget(
             name: "TopologyTests", dependencies: ["Topology", "TransferCore"], exclude: ["machines"],

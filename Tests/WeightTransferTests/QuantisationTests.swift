@@ -1,3 +1,4 @@
+import CPlatform
 import Testing
 @testable import WeightTransfer
 
@@ -41,7 +42,7 @@ import Testing
         for bits in UInt16.min...UInt16.max {
             let number = Float(bitPattern: UInt32(bits) << 16)
             guard number.magnitude <= 448 else { continue }
-            #expect(BlockQuantisation.code(number) == Self.nearest(number), "\(number)")
+            #expect(te_e4m3(number) == Self.nearest(number), "\(number)")
         }
     }
 
@@ -49,7 +50,7 @@ import Testing
         for code in UInt8(0)..<0x7E {
             let middle = Float((Self.value(code) + Self.value(code + 1)) / 2)
             for number in [middle, middle.nextUp, middle.nextDown, -middle] {
-                #expect(BlockQuantisation.code(number) == Self.nearest(number), "\(number)")
+                #expect(te_e4m3(number) == Self.nearest(number), "\(number)")
             }
         }
     }
@@ -59,7 +60,7 @@ import Testing
     /// in the documentation of `BlockQuantisation`, of numbers from SplitMix64. `golden/make.py` made them.
     @Test func codesAreThoseOfPyTorch() {
         let all = (UInt16.min...UInt16.max).map { Float(bitPattern: UInt32($0) << 16) }
-        let codes = all.filter { $0.magnitude <= 448 }.map(BlockQuantisation.code)
+        let codes = all.filter { $0.magnitude <= 448 }.map(te_e4m3)
         #expect(codes.count == 34754)
         #expect(Self.fnv(codes) == 0x02B5_889F_A6AD_3C93)
     }
@@ -99,7 +100,30 @@ import Testing
         for index in input.indices {
             let block = values.indices.filter { $0 % columns / 128 == index % columns / 128 }
             let magnitude = block.map { values[$0].magnitude }.max() ?? 0
-            #expect(found[index] == BlockQuantisation.code(values[index] * (1 / magnitude * 448)))
+            #expect(found[index] == te_e4m3(values[index] * (1 / magnitude * 448)))
+        }
+    }
+
+    /// All variants that this processor has give the same codes and scales, at every width and length of a block's row, and
+    /// write nothing beside it.
+    @Test(arguments: [1, 15, 33, 64, 127, 128])
+    func processorsAgree(columns: Int) {
+        var random = Seeded(state: UInt64(columns))
+        let stride = columns + 3
+        for special: UInt16 in [0, 0x7F80, 0x7FC1] {
+            var input = (0..<7 * stride).map { _ in UInt16(truncatingIfNeeded: random.next() & 0xBFFF) }
+            if special > 0 { input[2 * stride + columns - 1] = special }
+            let results = (0..<3 as Range<Int32>).compactMap { number -> ([UInt8], UInt32)? in
+                var codes = [UInt8](repeating: 0xEE, count: 7 * stride)
+                var scale: Float = -1
+                let isThere = te_quantise_block_variant(number, input, stride, 7, columns, &codes, stride, &scale)
+                return isThere == 0 ? nil : (codes, scale.bitPattern)
+            }
+            for (codes, scale) in results {
+                #expect(codes == results[0].0 && scale == results[0].1)
+                #expect(codes.indices.allSatisfy { $0 % stride < columns || codes[$0] == 0xEE })
+            }
+            if special > 0 { #expect(results[0].0[..<columns].allSatisfy { $0 == 0x7F }) }
         }
     }
 

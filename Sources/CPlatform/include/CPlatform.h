@@ -109,6 +109,18 @@ void te_copy_fence(void);
 /// Pages of more bytes are memcpy's, which does not read their targets either: on Intel's processors, with `rep movsb`.
 size_t te_copy_streaming_limit(void);
 
+/// Quantises one block of BF16 numbers to FP8 (E4M3), and says with which scale; see WeightTransfer's BlockQuantisation.
+/// Strides are in elements.
+void te_quantise_block(
+    const uint16_t *source, size_t stride, size_t rows, size_t columns, uint8_t *target, size_t target_stride,
+    float *scale);
+/// The same by one of the variants for different processors: 0 to 2. Returns 0 when this processor does not have it.
+int te_quantise_block_variant(
+    int number, const uint16_t *source, size_t stride, size_t rows, size_t columns, uint8_t *target,
+    size_t target_stride, float *scale);
+/// The E4M3 code nearest to a number of at most 448 and a rounding error.
+uint8_t te_e4m3(float value);
+
 /// Adds the digest of `length` bytes that go to `offset` of a region to `digest`.
 void te_digest_add(const void *bytes, size_t length, uint64_t offset, uint64_t digest[2]);
 /// The same by one of the variants for different processors: 0 to 2. Returns 0 when this processor does not have it.
