@@ -95,7 +95,7 @@ enum Rules {
         ],
         "ExpertParallel": ["TransferEngine", "Platform", "CPlatform"],
         "KVCacheTransfer": ["TransferEngine"],
-        "WeightTransfer": ["TransferCore", "TransferEngine"],
+        "WeightTransfer": ["TransferCore", "TransferEngine", "CPlatform"],
         "TransferDirectory": ["TransferEngine"],
         "Topology": ["TransferCore", "CHwloc"],
         "Doctor": [],

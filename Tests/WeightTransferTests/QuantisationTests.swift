@@ -116,7 +116,8 @@ import Testing
             let results = (0..<3 as Range<Int32>).compactMap { number -> ([UInt8], UInt32)? in
                 var codes = [UInt8](repeating: 0xEE, count: 7 * stride)
                 var scale: Float = -1
-                let isThere = te_quantise_block_variant(number, input, stride, 7, columns, &codes, stride, &scale)
+                let isThere = te_quantise_block_variant(
+                    number, input, stride, 7, columns, &codes, stride, &scale)
                 return isThere == 0 ? nil : (codes, scale.bitPattern)
             }
             for (codes, scale) in results {
