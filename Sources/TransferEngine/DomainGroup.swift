@@ -262,8 +262,8 @@ struct SlotRing: ~Copyable {
     }
 }
 
-/// A NIC's domain in a table. It cannot be copied, so that calling the domain does not count references to it: an
-/// atomic add and an atomic subtract for each call otherwise.
+/// A NIC's domain in a table. What the data path calls goes through methods of this: as it cannot be copied, they do not
+/// count references to the domain, an atomic add and an atomic subtract for each call through `fabric`.
 struct HeldDomain: ~Copyable {
     let fabric: any FabricDomain
 
