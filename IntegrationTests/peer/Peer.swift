@@ -25,6 +25,8 @@ struct Side: ParsableArguments {
             "PROVIDER@NIC: memory@, verbs@DEVICE, or a provider of libfabric, tcp@ADDRESS. Once for each NIC."
     )
     var nics: [String]
+    @Option(help: "Seconds between heartbeats; after three without an answer a peer counts as lost.")
+    var heartbeat = 1.0
 
     func engine(
         _ name: String, deadline: Double = 30, key: ClusterKey? = nil,
@@ -33,6 +35,7 @@ struct Side: ParsableArguments {
         signal(SIGPIPE, SIG_IGN)
         var configuration = Configuration(
             name: name, nics: try nics.map(Self.nic), timeout: .seconds(deadline), clusterKey: key)
+        configuration.liveness = Liveness(interval: .seconds(heartbeat))
         change(&configuration)
         return try TransferEngine(configuration)
     }

@@ -170,10 +170,13 @@ transfer() { # TRANSPORT NICS NICS
 
 # A wire that does what wires do: all arrives, only later; or, on a wire that is bad enough for it, there is an error.
 faulty() { # ok|either TRANSPORT NETEM...
-  local expected=$1
+  local expected=$1 patience=()
   shift
-  receive 7300 "$1" b 0 1
-  send_on "$1" a 0 1 --to 127.0.0.1:7300 --seconds 2 --deadline 20 --expect "$expected"
+  # librdmacm lets a connection wait 2 s and more for a lost acknowledgement before it sends again, and longer each time: whoever is
+  # asked for a sign of life meanwhile must not count as lost after 3 s.
+  [ "$1" != rxm ] || patience=(--heartbeat 4)
+  receive 7300 "$1" b 0 1 "${patience[@]}"
+  send_on "$1" a 0 1 --to 127.0.0.1:7300 --seconds 2 --deadline 20 --expect "$expected" "${patience[@]}"
   on_wire pb0 "${@:2}"
   on_wire pa0 "${@:2}"
   ended $sender
