@@ -172,8 +172,8 @@ transfer() { # TRANSPORT NICS NICS
 faulty() { # ok|either TRANSPORT NETEM...
   local expected=$1 patience=()
   shift
-  # librdmacm lets a connection wait 2 s and more for a lost acknowledgement before it sends again, and longer each time: whoever is
-  # asked for a sign of life meanwhile must not count as lost after 3 s.
+  # A connection of librdmacm waits for seconds before it sends again what was lost (the test takes 10 s where ours takes 5): whoever
+  # is asked for a sign of life meanwhile must not count as lost after 3 s. docs/rdma-rig.md says it to users.
   [ "$1" != rxm ] || patience=(--heartbeat 4)
   receive 7300 "$1" b 0 1 "${patience[@]}"
   send_on "$1" a 0 1 --to 127.0.0.1:7300 --seconds 2 --deadline 20 --expect "$expected" "${patience[@]}"

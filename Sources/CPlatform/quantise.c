@@ -90,7 +90,7 @@ static inline __attribute__((always_inline)) void quantise(
     if (largest < smallest) largest = smallest;
     *scale = largest / limit;
     float factor = 1 / largest * limit;
-    if (!(factor > 0 && factor <= 0x1p127f)) {
+    if (!(factor > 0 && factor < __builtin_inff())) {
         for (size_t row = 0; row < rows; row++) memset(target + row * target_stride, 0x7F, columns);
         return;
     }

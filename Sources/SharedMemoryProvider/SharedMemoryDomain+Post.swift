@@ -201,10 +201,6 @@ extension SharedMemoryDomain {
             let request = unsafe requests[accepted]
             let peer = unsafe request.target.pointee.peer
             guard peers[peer].outgoing.count > 0 else { break }
-            if isGone(peer) {
-                status = .peerLost
-                break
-            }
             // The engine has checked that the bytes lie inside a registered region.
             let bytes = unsafe UnsafeRawBufferPointer(start: request.source, count: request.length)
             let record = FrameRecord(request, from: host.engine.rawValue)

@@ -55,9 +55,8 @@ public final class SharedMemoryDomain: FabricDomain {
         var imports = 0
         /// One ring, once it has been opened.
         var outgoing = Table<OutgoingRing>()
-        /// Whether it did not answer when it was asked to, and whether that was because its process has ended.
+        /// Whether it once did not answer when it was asked to. It stays so: each message costs a system call then.
         var isSuspect = false
-        var isGone = false
     }
 
     /// Opens a domain on `host`; the first one of an engine receives.
@@ -202,14 +201,14 @@ public final class SharedMemoryDomain: FabricDomain {
         _ = isGone(peer)
     }
 
-    /// Whether a peer's process has ended, as far as there was reason to look.
+    /// Whether a peer's process has ended, as far as there was reason to look. Writes need not ask: they go into the ring, which
+    /// ends them once a message, a heartbeat for example, has found that out.
     func isGone(_ peer: Int) -> Bool {
-        guard peers[peer].isSuspect else { return false }
-        if !peers[peer].isGone, peers[peer].connection?.hasEnded ?? false {
-            peers[peer].isGone = true
-            if peers[peer].outgoing.count > 0 { peers[peer].outgoing[0].isOver = true }
+        guard peers[peer].isSuspect, peers[peer].outgoing.count > 0 else { return false }
+        if !peers[peer].outgoing[0].isOver {
+            peers[peer].outgoing[0].isOver = peers[peer].connection?.hasEnded ?? false
         }
-        return peers[peer].isGone
+        return peers[peer].outgoing[0].isOver
     }
 
     public func send(

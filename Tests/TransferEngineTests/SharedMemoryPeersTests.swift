@@ -87,26 +87,34 @@ import TransferCore
     /// What a process that dies has not read ends, and gives back its place: nobody else would ever read it.
     @Test func whatADeadPeerHasNotReadEnds() throws {
         var configuration = Configuration(
-            name: "survivor", nics: [.sharedMemory(SharedMemoryOptions())], progress: .manual)
+            name: "survivor", nics: [.sharedMemory(SharedMemoryOptions(callerMemory: .bounce))],
+            progress: .manual)
         configuration.liveness = Liveness(interval: .milliseconds(20))
         let survivor = try TransferEngine(configuration)
         defer { survivor.close() }
         let visitor = try engine("visitor")
         let peer = try survivor.connect(to: visitor.address)
+        let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+        defer { memory.deallocate() }
+        let remote = try survivor.attach(visitor.descriptor(of: try visitor.register(memory)))
+        let source = try survivor.allocate(byteCount: 4096)
         let failed = Mutex(0)
+        let note: TransferCallback = { result in
+            if case .failure(let error) = result, error.code == .peerLost { failed.withLock { $0 += 1 } }
+        }
+        /// A message and a write through the ring.
         func send() throws {
-            try survivor.send([1, 2, 3], to: peer) { result in
-                if case .failure(let error) = result, error.code == .peerLost { failed.withLock { $0 += 1 } }
-            }
+            try survivor.send([1, 2, 3], to: peer, onEnd: note)
+            try survivor.write(from: source, byteCount: 8, to: remote, immediate: 5, onEnd: note)
         }
         for _ in 0..<100 { try send() }
         for _ in 0..<10 { survivor.progress() }
         visitor.close()
-        try drive([survivor]) { failed.withLock { $0 } == 100 }
+        try drive([survivor]) { failed.withLock { $0 } == 200 }
         try drive([survivor]) { survivor.usage.pending == 0 && survivor.usage.abandoned == 0 }
         for _ in 0..<100 { try send() }
         for _ in 0..<10 { survivor.progress() }
-        #expect(failed.withLock { $0 } == 200, "at once")
+        #expect(failed.withLock { $0 } == 400, "at once")
         #expect(survivor.usage.pending == 0 && survivor.usage.abandoned == 0)
     }
 
