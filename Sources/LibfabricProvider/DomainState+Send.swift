@@ -197,6 +197,8 @@ extension DomainState {
         countedInFlight += 1
         peer.pointee.countedWrites &+= 1
         peer.pointee.countedAt = polls
+        slot.pointee.length = request.pointee.length
+        peer.pointee.countedBytes += request.pointee.length
         peer.pointee.bytesSinceAsked += request.pointee.length
         if asks {
             peer.pointee.countedAsked = peer.pointee.countedWrites
@@ -220,6 +222,7 @@ extension DomainState {
             let index = peer.pointee.firstCounted
             let slot = slots + Int(index)
             peer.pointee.firstCounted = slot.pointee.next
+            peer.pointee.countedBytes -= slot.pointee.length
             slot.pointee.status = status
             slot.pointee.detail = detail
             slot.pointee.connection = lost?.rawValue ?? 0

@@ -61,8 +61,9 @@ public enum Tuning {
     static let window: UInt32 = 16
     /// Frames on their way to one peer at which a frame that is not full waits for more.
     static let aggregation: UInt32 = 2
-    /// Bytes of large writes to one peer after which the next acknowledgement is asked for.
-    static let askBytes = 1 << 20
+    /// Bytes of large writes to one peer after which the next acknowledgement is asked for: half of those on their way, but no
+    /// fewer and no more than these.
+    static let askBytes = 1 << 20...1 << 22
     /// Polls after the last large write to a peer, after which the sender asks in a message of its own.
     static let askPolls: UInt32 = 2
     /// Large writes that may be on their way to one peer without an acknowledgement.

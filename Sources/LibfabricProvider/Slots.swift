@@ -30,6 +30,8 @@ struct OperationSlot {
     var detail: Int32 = 0
     /// Of a counted write that was lost: what the peer calls what was lost with it, or 0.
     var connection: UInt64 = 0
+    /// Bytes of a counted write.
+    var length = 0
     /// Which part of its transfer a write is.
     var tag = RequestTag(rawValue: 0)
     /// Next in a free list or a queue, or -1.
@@ -224,6 +226,8 @@ struct Peer {
     var countedAsked: UInt32 = 0
     /// Bytes of counted writes since that one, and the poll before which the last was posted.
     var bytesSinceAsked = 0
+    /// Bytes of counted writes that have not been acknowledged.
+    var countedBytes = 0
     var countedAt: UInt32 = 0
     /// The counted writes that are not acknowledged, in order.
     var firstCounted: Int32 = -1
@@ -268,13 +272,16 @@ struct Peer {
     /// Whether it is in the list of peers that need a look.
     var isListed = false
 
-    /// The end of the next counted write. One that is alone asks to be acknowledged, and one after so many bytes.
+    /// The end of the next counted write. One that is alone asks to be acknowledged, and one with which half of the bytes on
+    /// their way have not asked: a sender that keeps so many on their way posts one half while the other travels.
     @inline(__always) func nextCounted(_ request: UnsafePointer<WorkRequest>, eighths: UInt32) -> CountedWrite
     {
         CountedWrite(
             request.pointee.immediate, eighths: eighths, epoch: epoch,
-            asks: firstCounted < 0 || bytesSinceAsked + request.pointee.length >= Tuning.askBytes)
+            asks: firstCounted < 0 || bytesSinceAsked + request.pointee.length >= askAfter)
     }
+
+    private var askAfter: Int { min(max(countedBytes / 2, Tuning.askBytes.lowerBound), Tuning.askBytes.upperBound) }
 
     /// Whether counted writes wait and none of them has asked to be acknowledged.
     @inline(__always) var isUnasked: Bool {
