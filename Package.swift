@@ -201,7 +201,9 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "LibfabricProviderTests",
-            dependencies: ["TransferCore", "TransferEngine", "CPlatform", "CLibfabric", "LibfabricProvider"],
+            dependencies: [
+                "TransferCore", "TransferEngine", "CPlatform", "CLibfabric", "CFabricStandIn", "LibfabricProvider",
+            ],
             swiftSettings: strict),
         .target(name: "CFabricStandIn", dependencies: ["CLibfabric"], path: "Fuzz/StandIn"),
         .testTarget(

@@ -36,7 +36,7 @@ struct te_fabric_standin {
     struct fi_cq_data_entry done[capacity];
     size_t done_first, done_end;
     struct fi_cq_err_entry failure;
-    int has_failure, refusals;
+    int has_failure, refusals, refusal;
     fi_addr_t addresses;
 };
 
@@ -52,10 +52,10 @@ static void complete(struct te_fabric_standin *fabric, struct fi_cq_data_entry e
     if (fabric->done_end - fabric->done_first < capacity) fabric->done[fabric->done_end++ % capacity] = entry;
 }
 
-static int is_refused(struct te_fabric_standin *fabric) {
-    if (!fabric->refusals) return 0;
+static ssize_t post(struct te_fabric_standin *fabric, void *context, const void *buffer, size_t length) {
+    if (!fabric->refusals) return append(&fabric->sends, context, (void *)buffer, length);
     fabric->refusals--;
-    return 1;
+    return -fabric->refusal;
 }
 
 static ssize_t cq_read(struct fid_cq *cq, void *buffer, size_t count) {
@@ -87,14 +87,12 @@ static ssize_t ep_recv(
 static ssize_t ep_send(
     struct fid_ep *ep, const void *buffer, size_t length, void *descriptor, fi_addr_t target, void *context) {
     (void)descriptor, (void)target;
-    struct te_fabric_standin *fabric = OWNER(ep, ep);
-    return is_refused(fabric) ? -FI_EAGAIN : append(&fabric->sends, context, (void *)buffer, length);
+    return post(OWNER(ep, ep), context, buffer, length);
 }
 
 static ssize_t ep_writemsg(struct fid_ep *ep, const struct fi_msg_rma *message, uint64_t flags) {
     (void)flags;
-    struct te_fabric_standin *fabric = OWNER(ep, ep);
-    return is_refused(fabric) ? -FI_EAGAIN : append(&fabric->sends, message->context, 0, 0);
+    return post(OWNER(ep, ep), message->context, 0, 0);
 }
 
 static int av_insert(
@@ -166,20 +164,26 @@ void te_fabric_standin_deliver(struct te_fabric_standin *fabric, size_t length) 
     complete(fabric, (struct fi_cq_data_entry){.op_context = posted.context, .flags = FI_RECV, .len = length});
 }
 
-void te_fabric_standin_finish(struct te_fabric_standin *fabric, int error) {
+bool te_fabric_standin_finish(struct te_fabric_standin *fabric, int error) {
     struct queue *queue = &fabric->sends;
-    if (queue->first == queue->end || (error && fabric->has_failure)) return;
+    if (queue->first == queue->end || (error && fabric->has_failure)) return false;
     struct posted posted = queue->items[queue->first++ % capacity];
     if (!error) {
         complete(fabric, (struct fi_cq_data_entry){.op_context = posted.context, .flags = FI_SEND});
-        return;
+    } else {
+        fabric->failure = (struct fi_cq_err_entry){.op_context = posted.context, .err = error};
+        fabric->has_failure = 1;
     }
-    fabric->failure = (struct fi_cq_err_entry){.op_context = posted.context, .err = error};
-    fabric->has_failure = 1;
+    return true;
 }
 
 void te_fabric_standin_arrive(struct te_fabric_standin *fabric, uint64_t data) {
     complete(fabric, (struct fi_cq_data_entry){.flags = FI_REMOTE_CQ_DATA | FI_RMA, .data = data});
 }
 
-void te_fabric_standin_refuse(struct te_fabric_standin *fabric, int posts) { fabric->refusals = posts; }
+void te_fabric_standin_refuse(struct te_fabric_standin *fabric, int posts, int error) {
+    fabric->refusals = posts;
+    fabric->refusal = error;
+}
+
+int te_fabric_standin_refusals(struct te_fabric_standin *fabric) { return fabric->refusals; }

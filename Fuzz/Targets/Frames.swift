@@ -121,8 +121,8 @@
             switch choices.byte() % 10 {
             case 0, 1: deliver(&state, fabric, &choices)
             case 2: te_fabric_standin_arrive(fabric, choices.integer())
-            case 3: te_fabric_standin_finish(fabric, 0)
-            case 4: te_fabric_standin_finish(fabric, Int32(choices.byte()))
+            case 3: _ = te_fabric_standin_finish(fabric, 0)
+            case 4: _ = te_fabric_standin_finish(fabric, Int32(choices.byte()))
             case 5: post(&state, Int(choices.byte()))
             case 6:
                 let payload = [UInt8](repeating: 3, count: Int(choices.byte()))
@@ -133,7 +133,7 @@
                 // The end of a write into the ring of the first peer, which may not have asked for one.
                 let place = Int(state.peers.pointee.countedArrivals % CountedWrite.sequences)
                 state.rings[place &+ Int(choices.byte() & 1)] = choices.integer()
-            default: te_fabric_standin_refuse(fabric, Int32(choices.byte() % 4))
+            default: te_fabric_standin_refuse(fabric, Int32(choices.byte() % 4), FI_EAGAIN)
             }
         }
 

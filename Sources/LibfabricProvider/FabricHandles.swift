@@ -59,7 +59,8 @@ struct FabricHandles {
     init(
         info: UnsafeMutablePointer<fi_info>, fabric: UnsafeMutablePointer<fid_fabric>,
         domain: UnsafeMutablePointer<fid_domain>, completions: UnsafeMutablePointer<fid_cq>,
-        addresses: UnsafeMutablePointer<fid_av>, endpoint: UnsafeMutablePointer<fid_ep>
+        addresses: UnsafeMutablePointer<fid_av>, endpoint: UnsafeMutablePointer<fid_ep>,
+        reverse: UnsafeMutablePointer<fid_ep>? = nil, reverseCompletions: UnsafeMutablePointer<fid_cq>? = nil
     ) {
         self.info = info
         options = LibfabricOptions()
@@ -69,8 +70,8 @@ struct FabricHandles {
         self.completions = completions
         self.addresses = addresses
         self.endpoint = endpoint
-        reverse = nil
-        reverseCompletions = nil
+        self.reverse = reverse
+        self.reverseCompletions = reverseCompletions
         waitDescriptor = -1
         isJoined = false
     }

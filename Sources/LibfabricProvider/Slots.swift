@@ -281,7 +281,9 @@ struct Peer {
             asks: firstCounted < 0 || bytesSinceAsked + request.pointee.length >= askAfter)
     }
 
-    private var askAfter: Int { min(max(countedBytes / 2, Tuning.askBytes.lowerBound), Tuning.askBytes.upperBound) }
+    private var askAfter: Int {
+        min(max(countedBytes / 2, Tuning.askBytes.lowerBound), Tuning.askBytes.upperBound)
+    }
 
     /// Whether counted writes wait and none of them has asked to be acknowledged.
     @inline(__always) var isUnasked: Bool {

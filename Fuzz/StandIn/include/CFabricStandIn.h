@@ -2,6 +2,7 @@
 #ifndef CFABRICSTANDIN_H
 #define CFABRICSTANDIN_H
 #include "CLibfabric.h"
+#include <stdbool.h>
 
 struct te_fabric_standin;
 struct te_fabric_standin *te_fabric_standin_new(void);
@@ -21,10 +22,12 @@ void *te_fabric_standin_receive_buffer(struct te_fabric_standin *fabric, size_t 
 /// Completes the oldest receive with so many bytes. The address sanitizer reports whoever looks behind them, until the buffer
 /// is posted again or all is forgotten.
 void te_fabric_standin_deliver(struct te_fabric_standin *fabric, size_t length);
-/// Completes the oldest send or write: with an error number, or 0. Nothing when there is none.
-void te_fabric_standin_finish(struct te_fabric_standin *fabric, int error);
+/// Completes the oldest send or write: with an error number, or 0. Whether there was one.
+bool te_fabric_standin_finish(struct te_fabric_standin *fabric, int error);
 /// The data of a write that came.
 void te_fabric_standin_arrive(struct te_fabric_standin *fabric, uint64_t data);
-/// The next so many posts are refused.
-void te_fabric_standin_refuse(struct te_fabric_standin *fabric, int posts);
+/// The next so many posts are refused with an error number.
+void te_fabric_standin_refuse(struct te_fabric_standin *fabric, int posts, int error);
+/// How many are still to be refused.
+int te_fabric_standin_refusals(struct te_fabric_standin *fabric);
 #endif
