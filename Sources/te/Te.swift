@@ -6,7 +6,7 @@ struct Te: ParsableCommand {
         commandName: "te", abstract: "Point-to-point transfers: look at this machine, measure, demonstrate.",
         subcommands: [
             Info.self, TopologyCommand.self, DoctorCommand.self, Explain.self, ErrorCommand.self, Bench.self,
-            Demo.self, Sim.self, KVCommand.self, Weights.self, MoECommand.self, TraceCommand.self,
+            Demo.self, Sim.self, KVCommand.self, Weights.self, MoECommand.self, TraceCommand.self, Top.self,
             BenchTarget.self, DemoReceiver.self, BenchKVTarget.self, KVSoakNode.self, WeightsMember.self,
             BenchMoERank.self,
         ])
