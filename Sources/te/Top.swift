@@ -9,9 +9,9 @@ struct Top: ParsableCommand {
         commandName: "top",
         abstract: "Show what running engines do: NICs, operations and peers, each second.",
         discussion: """
-            Reads the pages that MetricsServer, or anything that exports the same numbers for Prometheus, serves: \
-            a program has to be told to serve one. Rates are of the time between two looks; the rest counts \
-            since the engine was opened.
+            Reads the pages that MetricsServer, or anything that exports the same numbers for Prometheus, \
+            serves: a program has to be told to serve one. Rates are of the time between two looks; \
+            the rest counts since the engine was opened.
             """)
 
     @Argument(help: "HOST:PORT, PORT or http://HOST:PORT/PATH of each program")
