@@ -281,6 +281,39 @@ import TransferEngine
         #expect(pair.b.count(of: 1) == 1, "and nothing was counted twice")
     }
 
+    /// A NIC may report a request of a connection that broke only after the receiver has said what it counted of it: what was
+    /// counted is not sent again.
+    @Test func aFailureThatIsReportedLateIsNotCountedTwice() throws {
+        /// A NIC whose acknowledgements are lost at first, and that hands over one completion in five milliseconds.
+        struct OneByOne: SimulatedFaults {
+            let nic: UInt64
+            var next: UInt64 = 0
+
+            func verdict(for packet: SimulatedPacket) -> SimulatedVerdict {
+                packet.kind == .acknowledgement && packet.source == nic && packet.nowNanoseconds < 5_000_000
+                    ? .fail(.peerLost) : .deliver
+            }
+
+            mutating func handOver(_ room: Int, by nic: UInt64, nowNanoseconds: UInt64) -> Int {
+                guard nic == self.nic else { return room }
+                guard nowNanoseconds >= next else { return 0 }
+                next = nowNanoseconds + 5_000_000
+                return min(room, 1)
+            }
+        }
+        let pair = try Pair(bytes: 65536, nics: 2)
+        defer { pair.close() }
+        pair.network.faults = OneByOne(nic: pair.nicsOfA[0])
+        let immediates: [Immediate] = [1, 2, 3, 4, 5, 6, 7, 8]
+        let writes = try immediates.map {
+            try pair.a.write(from: pair.source, byteCount: 4096, to: pair.remote, immediate: $0)
+        }
+        pair.run { !writes.contains { pair.a.isPending($0) } }
+        #expect(writes.allSatisfy { pair.a.status(of: $0) == .complete })
+        #expect(pair.a.statistics().nics[0].failed >= 2)
+        for immediate in immediates { #expect(pair.b.count(of: immediate) == 1) }
+    }
+
     /// After `revoke` nothing lands, and the new descriptor works.
     @Test func revokingEndsTheRightOfWriters() throws {
         let pair = try Pair(bytes: 1 << 20)
