@@ -314,6 +314,40 @@ import TransferEngine
         for immediate in immediates { #expect(pair.b.count(of: immediate) == 1) }
     }
 
+    /// What a receiver has said it did not count, and what was sent again over another NIC, may still be under way: it does
+    /// not land any more.
+    @Test func whatIsLateAfterTheReceiversWordDoesNotLand() throws {
+        /// A NIC whose first write arrives and is not acknowledged, and whose others take 50 ms.
+        struct SlowBehindTheFirst: SimulatedFaults {
+            let nic: UInt64
+            var isFirst = true
+
+            mutating func verdict(for packet: SimulatedPacket) -> SimulatedVerdict {
+                guard packet.source == nic, packet.nowNanoseconds < 5_000_000 else { return .deliver }
+                if packet.kind == .acknowledgement { return .fail(.peerLost) }
+                defer { isFirst = isFirst && packet.kind != .data }
+                return packet.kind == .data && !isFirst ? .delay(nanoseconds: 50_000_000) : .deliver
+            }
+        }
+        let pair = try Pair(bytes: 65536, nics: 2)
+        defer { pair.close() }
+        pair.network.faults = SlowBehindTheFirst(nic: pair.nicsOfA[0])
+        let immediates: [Immediate] = [1, 2, 3, 4, 5, 6, 7, 8]
+        let writes = try immediates.map {
+            try pair.a.write(from: pair.source, byteCount: 4096, to: pair.remote, immediate: $0)
+        }
+        pair.run { !writes.contains { pair.a.isPending($0) } }
+        #expect(writes.allSatisfy { pair.a.status(of: $0) == .complete })
+        #expect(pair.a.statistics().nics[1].takenOver >= 2)
+        let ended = pair.network.nowNanoseconds
+        #expect(ended < 50_000_000, "the other NIC has carried them before they came")
+        pair.target.bytes.storeBytes(of: 7, as: UInt64.self)
+        pair.network.run(until: 60_000_000)
+        pair.run(until: 70_000_000) { false }
+        for immediate in immediates { #expect(pair.b.count(of: immediate) == 1) }
+        #expect(pair.target.bytes.load(as: UInt64.self) == 7, "nothing landed")
+    }
+
     /// After `revoke` nothing lands, and the new descriptor works.
     @Test func revokingEndsTheRightOfWriters() throws {
         let pair = try Pair(bytes: 1 << 20)
