@@ -20,8 +20,28 @@
             var labels: [MetricFamily.Label]
         }
 
+        /// A counter of the backend's. Sums of seconds are not whole.
+        private enum Sum {
+            case whole(Counter)
+            case fractional(FloatingPointCounter)
+
+            func add(_ value: Double) {
+                switch self {
+                case .whole(let counter): counter.increment(by: Int64(value))
+                case .fractional(let counter): counter.increment(by: value)
+                }
+            }
+
+            func destroy() {
+                switch self {
+                case .whole(let counter): counter.destroy()
+                case .fractional(let counter): counter.destroy()
+                }
+            }
+        }
+
         private struct Instruments {
-            var counters: [Key: (counter: Counter, reported: Double)] = [:]
+            var counters: [Key: (counter: Sum, reported: Double)] = [:]
             var gauges: [Key: Gauge] = [:]
         }
 
@@ -41,7 +61,7 @@
                 var known = Set<Key>()
                 for family in families {
                     for sample in family.samples {
-                        let key = Key(name: family.name, labels: sample.labels)
+                        let key = Key(name: family.name + sample.suffix, labels: sample.labels)
                         known.insert(key)
                         report(sample.value, family.kind, key, &instruments)
                     }
@@ -68,13 +88,17 @@
                     ?? Gauge(label: key.name, dimensions: dimensions, factory: factory)
                 instruments.gauges[key] = gauge
                 gauge.record(value)
-            case .counter:
+            case .counter, .histogram:
                 let known = instruments.counters[key]
                 let counter =
-                    known?.counter ?? Counter(label: key.name, dimensions: dimensions, factory: factory)
+                    known?.counter
+                    ?? (key.name.hasSuffix("_sum")
+                        ? .fractional(
+                            FloatingPointCounter(label: key.name, dimensions: dimensions, factory: factory))
+                        : .whole(Counter(label: key.name, dimensions: dimensions, factory: factory)))
                 // A place that has gone to another engine of the same name begins again at 0.
                 let added = max(0, value - (known?.reported ?? 0))
-                counter.increment(by: Int64(added))
+                counter.add(added)
                 instruments.counters[key] = (counter, value)
             }
         }

@@ -8,6 +8,8 @@ public struct MetricFamily: Hashable, Sendable {
         case counter
         /// Rises and falls.
         case gauge
+        /// Counts how many were at most so large, by the label `le`, with their sum and number.
+        case histogram
     }
 
     /// A value.
@@ -16,6 +18,8 @@ public struct MetricFamily: Hashable, Sendable {
         public var labels: [Label]
         /// The number.
         public var value: Double
+        /// Which part of a histogram it is: `_bucket`, `_sum` or `_count`. Otherwise empty.
+        public var suffix = ""
     }
 
     /// A name and what it stands for.
@@ -42,7 +46,7 @@ public struct MetricFamily: Hashable, Sendable {
 
     /// All metrics of some engines. Every family is there, also when it has no values.
     public static func all(of engines: [EngineStatistics]) -> [MetricFamily] {
-        nics(engines) + operations(engines) + peers(engines)
+        nics(engines) + operations(engines) + [latencies(engines)] + peers(engines)
     }
 
     private static func family<Part>(
@@ -106,6 +110,35 @@ public struct MetricFamily: Hashable, Sendable {
             },
             operation("operation_bytes_total", .counter, "Bytes that operations were to move.") { $0.bytes },
         ]
+    }
+
+    private static func latencies(_ engines: [EngineStatistics]) -> MetricFamily {
+        var samples: [Sample] = []
+        for engine in engines {
+            for operation in engine.operations where operation.total.counts.contains(where: { $0 > 0 }) {
+                let labels = [Label("engine", engine.name), Label("operation", operation.name)]
+                samples += Self.samples(operation.total, labels + [Label("stage", "total")])
+                guard operation.posting.counts.contains(where: { $0 > 0 }) else { continue }
+                samples += Self.samples(operation.posting, labels + [Label("stage", "posting")])
+            }
+        }
+        return MetricFamily(
+            name: "transfer_engine_operation_seconds",
+            help: "How long operations took, and how long until the NICs had taken all of them.",
+            kind: .histogram, samples: samples)
+    }
+
+    private static func samples(_ latency: EngineStatistics.Latency, _ labels: [Label]) -> [Sample] {
+        var sum = 0.0
+        var samples: [Sample] = []
+        let bounds = EngineStatistics.Latency.bounds.map { "\(Double($0) / 1e9)" } + ["+Inf"]
+        for (count, bound) in zip(latency.counts, bounds) {
+            sum += Double(count)
+            samples.append(Sample(labels: labels + [Label("le", bound)], value: sum, suffix: "_bucket"))
+        }
+        samples.append(Sample(labels: labels, value: Double(latency.nanoseconds) / 1e9, suffix: "_sum"))
+        samples.append(Sample(labels: labels, value: sum, suffix: "_count"))
+        return samples
     }
 
     private static func peers(_ engines: [EngineStatistics]) -> [MetricFamily] {

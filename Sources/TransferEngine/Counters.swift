@@ -24,6 +24,20 @@ struct Counters: ~Copyable {
         let failed = Atomic<UInt64>(0)
         let stalled = Atomic<UInt64>(0)
         let bytes = Atomic<UInt64>(0)
+        /// From the submission until the NICs had taken all of it, and until the end.
+        let posting = Latency()
+        let total = Latency()
+    }
+
+    /// How many took how long.
+    struct Latency: ~Copyable {
+        let counts = Table(count: EngineStatistics.Latency.bounds.count + 1) { _ in Atomic<UInt64>(0) }
+        let nanoseconds = Atomic<UInt64>(0)
+
+        @inline(__always) func note(_ duration: UInt64) {
+            counts[EngineStatistics.Latency.place(of: duration)].raise()
+            nanoseconds.raise(by: duration)
+        }
     }
 
     struct Peer: ~Copyable {
@@ -97,9 +111,19 @@ extension DomainGroup {
         tally(bytes, peer)
     }
 
+    /// The NICs have taken all of an operation.
+    @inline(__always) func tallyPosted(_ slot: borrowing TransferSlot) {
+        guard let time = recorder.lastTime else { return }
+        counters.operations[Int(slot.kind.rawValue)].posting.note(time &- min(time, slot.submitted))
+    }
+
     /// An operation has ended.
-    @inline(__always) func tally(_ kind: TransferSlot.Kind, _ result: Result<Void, TransferError>) {
+    @inline(__always) func tally(_ slot: borrowing TransferSlot, _ result: Result<Void, TransferError>) {
+        let kind = slot.kind
         counters.operations[Int(kind.rawValue)].ended.raise()
+        if let time = recorder.lastTime {
+            counters.operations[Int(kind.rawValue)].total.note(time &- min(time, slot.submitted))
+        }
         guard case .failure(let error) = result else { return }
         counters.operations[Int(kind.rawValue)].failed.raise()
         if error.code == .stalled { counters.operations[Int(kind.rawValue)].stalled.raise() }

@@ -117,7 +117,7 @@ extension DomainGroup {
         let old = statuses[index].load(ordering: .relaxed)
         let transfer = Transfer(index: index, generation: UInt32(old >> 32))
         traceEnd(slot, index, result)
-        tally(slot.kind, result)
+        tally(slot, result)
         if case .failure(let error) = result { outcomes.withLock { $0.remember(error, of: transfer) } }
         let callback = slot.callback
         slot.callback = nil

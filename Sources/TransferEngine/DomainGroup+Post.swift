@@ -67,7 +67,10 @@ extension DomainGroup {
         var flow = Flow.posted
         if slot.isPosting {
             flow = slot.kind == .paged ? postPages(&slot, index) : postTargets(&slot, index)
-            if flow == .posted { slot.isPosting = false }
+            if flow == .posted {
+                slot.isPosting = false
+                tallyPosted(slot)
+            }
         }
         if flow == .posted, !slot.redo.isEmpty { flow = postAgain(&slot, index) }
         switch flow {
@@ -545,6 +548,7 @@ extension DomainGroup {
         traceSend(slot, index, domain, result.status)
         if result.status == .again || result.status == .targetBusy { return false }
         slot.isPosting = false
+        tallyPosted(slot)
         hot.value.posted &+= 1
         if result.status != .success { fail(&slot, result.status, result.detail, domain) }
         if result.status == .success, !result.isComplete { slot.inFlight += 1 }

@@ -41,6 +41,26 @@ public struct EngineStatistics: Hashable, Sendable {
         public var stalled: UInt64
         /// Bytes that were to be moved.
         public var bytes: UInt64
+        /// From the submission until the NICs had taken all of it. Without short writes that were complete when they were
+        /// submitted, as in `total`; `wait` has none.
+        public var posting = Latency()
+        /// From the submission until the end, also of those that failed.
+        public var total = Latency()
+    }
+
+    /// How long operations took, as precisely as the flight recorder knows. Empty without a recorder.
+    public struct Latency: Hashable, Sendable {
+        /// Powers of two in nanoseconds, from 1.024 us to 17.2 s.
+        public static let bounds: [UInt64] = (0..<25).map { 1024 << $0 }
+        /// How many took at most the bound at the same place, and more than the one before; at last those above all bounds.
+        public var counts = [UInt64](repeating: 0, count: bounds.count + 1)
+        /// The sum, in nanoseconds.
+        public var nanoseconds: UInt64 = 0
+
+        /// The place of a duration in `counts`.
+        @inline(__always) static func place(of nanoseconds: UInt64) -> Int {
+            nanoseconds <= 1024 ? 0 : min(25, 64 - ((nanoseconds - 1) >> 10).leadingZeroBitCount)
+        }
     }
 
     /// What went to one peer.
@@ -116,7 +136,18 @@ extension TransferEngine {
         return EngineStatistics.Operation(
             name: name, begun: begun, inFlight: inFlight,
             failed: value(group.counters.operations[kind].failed),
-            stalled: value(group.counters.operations[kind].stalled), bytes: bytes)
+            stalled: value(group.counters.operations[kind].stalled), bytes: bytes,
+            posting: latency(group.counters.operations[kind].posting),
+            total: latency(group.counters.operations[kind].total))
+    }
+
+    private func latency(_ counter: borrowing Counters.Latency) -> EngineStatistics.Latency {
+        var result = EngineStatistics.Latency()
+        for place in result.counts.indices {
+            result.counts[place] = counter.counts[place].load(ordering: .relaxed)
+        }
+        result.nanoseconds = counter.nanoseconds.load(ordering: .relaxed)
+        return result
     }
 
     private func statisticsOfPeers() -> [EngineStatistics.Peer] {

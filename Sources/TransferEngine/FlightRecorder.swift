@@ -94,6 +94,13 @@ struct FlightRecorder: ~Copyable {
     @inline(__always) func now() -> UInt64 {
         readTime()
         writer.value.isFresh = true
+        return nanosecondsOfTime()
+    }
+
+    /// The engine's time in nanoseconds when it was last read for an event; nil where none are kept.
+    @inline(__always) var lastTime: UInt64? { mask >= 0 ? nanosecondsOfTime() : nil }
+
+    @inline(__always) private func nanosecondsOfTime() -> UInt64 {
         guard usesTicks else { return writer.value.time }
         let passed = (writer.value.time &- writer.value.syncTicks).multipliedFullWidth(by: writer.value.rate)
         let nanoseconds = passed.high << 32 | passed.low >> 32

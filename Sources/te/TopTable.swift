@@ -21,6 +21,8 @@ struct TopTable {
         case flag
         /// What has been added in a second, of a limit.
         case share(of: String)
+        /// So many of those that have been added to a histogram took at most this, in microseconds.
+        case quantile(Double)
     }
 
     static let all = [
@@ -42,6 +44,8 @@ struct TopTable {
             columns: [
                 Column(name: "per_s", metric: "operations_total", form: .rate(1)),
                 Column(name: "gbps", metric: "operation_bytes_total", form: .rate(1e9)),
+                Column(name: "p50_us", metric: "operation_seconds_bucket", form: .quantile(0.5)),
+                Column(name: "p99_us", metric: "operation_seconds_bucket", form: .quantile(0.99)),
                 Column(name: "in_flight", metric: "operations_in_flight", form: .value),
                 Column(name: "failed", metric: "operations_failed_total", form: .value),
                 Column(name: "stalled", metric: "operations_stalled_total", form: .value),
@@ -84,11 +88,46 @@ struct TopTable {
                         case .rate(let unit): added(column.metric).map { .number($0 / unit) } ?? .null
                         case .value: Int(exactly: value).map { .integer($0) } ?? .number(value)
                         case .flag: .flag(value != 0)
+                        case .quantile(let share):
+                            before.flatMap { quantile(share, key, $0, now) } ?? .null
                         case .share(let limit): share(added(column.metric), of: new[limit]?[key])
                         }
                     return (column.name, field)
                 }
         }
+    }
+
+    /// Between two bounds as if they were spread evenly, as Prometheus does it. Nil when nothing has been added.
+    private func quantile(_ share: Double, _ key: [String], _ before: [TopSample], _ now: [TopSample])
+        -> Field?
+    {
+        func buckets(_ samples: [TopSample]) -> [String: Double] {
+            let own = samples.filter {
+                $0.name == Self.prefix + "operation_seconds_bucket" && $0.labels["stage"] == "total"
+                    && names(of: $0) == key
+            }
+            return Dictionary(own.map { ($0.labels["le"] ?? "", $0.value) }) { $1 }
+        }
+        let (old, new) = (buckets(before), buckets(now))
+        let began = new["+Inf"] ?? 0 < old["+Inf"] ?? 0
+        let added = new.map { bound, count in
+            (
+                bound: Double(bound == "+Inf" ? "inf" : bound) ?? .infinity,
+                count: count - (began ? 0 : old[bound] ?? 0)
+            )
+        }.sorted { $0.bound < $1.bound }
+        guard let all = added.last?.count, all > 0 else { return nil }
+        var last = (bound: 0.0, count: 0.0)
+        for bucket in added {
+            if bucket.count >= share * all {
+                // Above all bounds nobody knows how much.
+                guard bucket.bound.isFinite else { return .number(last.bound * 1e6) }
+                let part = (share * all - last.count) / (bucket.count - last.count)
+                return .number((last.bound + (bucket.bound - last.bound) * part) * 1e6)
+            }
+            last = bucket
+        }
+        return nil
     }
 
     private func share(_ value: Double?, of limit: Double?) -> Field {

@@ -16,7 +16,16 @@ private let example = EngineStatistics(
             failed: 1, pushedBack: 3, takenOver: 4, linkFailures: 5)
     ],
     operations: [
-        EngineStatistics.Operation(name: "pages", begun: 7, inFlight: 1, failed: 2, stalled: 1, bytes: 4096)
+        EngineStatistics.Operation(
+            name: "pages", begun: 7, inFlight: 1, failed: 2, stalled: 1, bytes: 4096,
+            total: {
+                var latency = EngineStatistics.Latency()
+                for duration: UInt64 in [900, 3_000, 3_500, 20_000_000_000] {
+                    latency.counts[EngineStatistics.Latency.place(of: duration)] += 1
+                    latency.nanoseconds += duration
+                }
+                return latency
+            }())
     ],
     peers: [
         EngineStatistics.Peer(
@@ -42,6 +51,13 @@ private let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().d
                 + "4611686018427387904",
             #"transfer_engine_peer_lost{engine="prefill \"0\"",peer="",peer_id="others"} 0"#,
             "# TYPE transfer_engine_peer_lost gauge",
+            "# TYPE transfer_engine_operation_seconds histogram",
+            #"transfer_engine_operation_seconds_bucket{engine="prefill \"0\"",operation="pages",stage="total",le="1.024e-06"} 1"#,
+            #"transfer_engine_operation_seconds_bucket{engine="prefill \"0\"",operation="pages",stage="total",le="2.048e-06"} 1"#,
+            #"transfer_engine_operation_seconds_bucket{engine="prefill \"0\"",operation="pages",stage="total",le="4.096e-06"} 3"#,
+            #"transfer_engine_operation_seconds_bucket{engine="prefill \"0\"",operation="pages",stage="total",le="+Inf"} 4"#,
+            #"transfer_engine_operation_seconds_sum{engine="prefill \"0\"",operation="pages",stage="total"} 20.0000074"#,
+            #"transfer_engine_operation_seconds_count{engine="prefill \"0\"",operation="pages",stage="total"} 4"#,
         ] { #expect(lines.contains(Substring(line)), "\(line)") }
         #expect(Set(lines).count == lines.count, "no line twice")
     }
@@ -61,7 +77,8 @@ private let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().d
         func names(_ file: String) throws -> Set<String> {
             let text = try String(
                 contentsOf: root.appendingPathComponent("docs/monitoring/\(file)"), encoding: .utf8)
-            return Set(text.matches(of: #/transfer_engine_[a-z_]+/#).map { String($0.output) })
+            return Set(
+                text.matches(of: #/(transfer_engine_[a-z_]+?)(_bucket|_sum|_count)?\b/#).map { String($0.1) })
         }
         #expect(try names("dashboard.json") == known)
         #expect(try names("alerts.yml").isSubset(of: known))

@@ -348,6 +348,35 @@ import TransferEngine
         #expect(pair.target.bytes.load(as: UInt64.self) == 7, "nothing landed")
     }
 
+    /// How long operations take is what the clock says: until the NICs have taken all, and until the end.
+    @Test func durationsAreCounted() throws {
+        let pair = try Pair(bytes: 8 << 20, nics: 2)
+        defer { pair.close() }
+        func pages() throws -> EngineStatistics.Operation {
+            try #require(pair.a.statistics().operations.first { $0.name == "pages" })
+        }
+        var elapsed: [UInt64] = []
+        for _ in 0..<2 {
+            let begin = pair.network.nowNanoseconds
+            let transfer = try pair.writePages(1)
+            pair.run { !pair.a.isPending(transfer) }
+            elapsed.append(pair.network.nowNanoseconds - begin)
+        }
+        let now = try pages()
+        #expect(now.total.nanoseconds == elapsed.reduce(0, +))
+        var expected = [UInt64](repeating: 0, count: EngineStatistics.Latency.bounds.count + 1)
+        for duration in elapsed { expected[try #require(place(of: duration))] += 1 }
+        #expect(now.total.counts == expected)
+        // A NIC holds 32 of the 256 pages of each.
+        #expect(now.posting.counts.reduce(0, +) == 2)
+        let share = Double(now.posting.nanoseconds) / Double(now.total.nanoseconds)
+        #expect(share > 0.8 && share < 0.95)
+    }
+
+    private func place(of duration: UInt64) -> Int? {
+        EngineStatistics.Latency.bounds.firstIndex { duration <= $0 }
+    }
+
     /// After `revoke` nothing lands, and the new descriptor works.
     @Test func revokingEndsTheRightOfWriters() throws {
         let pair = try Pair(bytes: 1 << 20)

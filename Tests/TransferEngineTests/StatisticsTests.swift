@@ -1,5 +1,5 @@
 import Testing
-import TransferEngine
+@testable import TransferEngine
 
 /// What an engine counts of itself is what happened.
 @Suite struct StatisticsTests {
@@ -35,6 +35,17 @@ import TransferEngine
         #expect(now.nics.map(\.inFlight) == [0, 0] && now.nics.map(\.failed) == [0, 0])
         let write = try operation("write", engine)
         #expect(write.begun == 1 && write.inFlight == 0 && write.failed == 0 && write.bytes == 1 << 20)
+    }
+
+    /// Durations are counted where Prometheus' `le` wants them: at most the bound.
+    @Test func placesOfDurations() {
+        typealias Latency = EngineStatistics.Latency
+        for (duration, place): (UInt64, Int) in [
+            (0, 0), (1, 0), (1024, 0), (1025, 1), (2048, 1), (2049, 2), (4096, 2), (4097, 3), (.max, 25),
+        ] { #expect(Latency.place(of: duration) == place, "\(duration)") }
+        for (place, bound) in Latency.bounds.enumerated() {
+            #expect(Latency.place(of: bound) == place && Latency.place(of: bound + 1) == place + 1)
+        }
     }
 
     @Test func pushingBackAndFailing() throws {
