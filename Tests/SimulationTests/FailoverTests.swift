@@ -74,7 +74,7 @@ import TransferEngine
         func isEqual() -> Bool { memcmp(source.baseAddress, target.baseAddress, source.byteCount) == 0 }
 
         /// All of the source in pages of 16 KiB.
-        func writePages(_ immediate: Immediate) throws -> Transfer {
+        func writePages(_ immediate: Immediate?) throws -> Transfer {
             let pages = (0..<UInt32(source.byteCount >> 14)).map { $0 }
             return try pages.withUnsafeBufferPointer { pages in
                 let pages = Pages(pages, stride: 16384)
@@ -127,6 +127,18 @@ import TransferEngine
         let ideal = Double(bytes) * 8 / 30  // nanoseconds at 3 x 10 Gbit/s
         let taken = Double(pair.network.nowNanoseconds - begin)
         #expect(taken <= ideal / 0.95, "\(ideal / taken) of three NICs")
+    }
+
+    /// Pages that nobody counts travel many in one request, and go one by one over the NICs that are left.
+    @Test func runsOfPagesAreSentAgain() throws {
+        let pair = try Pair(bytes: 16 << 20)
+        defer { pair.close() }
+        pair.network.faults = Outage(nic: pair.nicsOfA[1], from: 1_000_000)
+        let transfer = try pair.writePages(nil)
+        pair.run { !pair.a.isPending(transfer) }
+        #expect(pair.a.status(of: transfer) == .complete)
+        #expect(pair.isEqual())
+        #expect(pair.a.statistics().nics.map(\.takenOver).reduce(0, +) >= 64)
     }
 
     /// A NIC that comes back is used again.
