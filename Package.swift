@@ -202,7 +202,8 @@ let package = Package(
         .testTarget(
             name: "LibfabricProviderTests",
             dependencies: [
-                "TransferCore", "TransferEngine", "CPlatform", "CLibfabric", "CFabricStandIn", "LibfabricProvider",
+                "TransferCore", "TransferEngine", "CPlatform", "CLibfabric", "CFabricStandIn",
+                "LibfabricProvider",
             ],
             swiftSettings: strict),
         .target(name: "CFabricStandIn", dependencies: ["CLibfabric"], path: "Fuzz/StandIn"),
