@@ -69,7 +69,7 @@ extension DomainGroup {
             flow = slot.kind == .paged ? postPages(&slot, index) : postTargets(&slot, index)
             if flow == .posted {
                 slot.isPosting = false
-                tallyPosted(slot)
+                if !slot.isSilentStage { tallyPosted(slot) }
             }
         }
         if flow == .posted, !slot.redo.isEmpty { flow = postAgain(&slot, index) }

@@ -383,6 +383,11 @@ import TransferEngine
         #expect(now.posting.counts.reduce(0, +) == 2)
         let share = Double(now.posting.nanoseconds) / Double(now.total.nanoseconds)
         #expect(share > 0.8 && share < 0.95)
+        // Chunks that nobody counts go first, and those that are counted behind them.
+        let write = try pair.a.write(from: pair.source, byteCount: 8 << 20, to: pair.remote, immediate: 2)
+        pair.run { !pair.a.isPending(write) }
+        let writes = try #require(pair.a.statistics().operations.first { $0.name == "write" })
+        #expect(writes.posting.counts.reduce(0, +) == 1 && writes.total.counts.reduce(0, +) == 1)
     }
 
     private func place(of duration: UInt64) -> Int? {
