@@ -91,7 +91,7 @@ struct TopSource {
         var buffer = [UInt8](repeating: 0, count: 1 << 16)
         while bytes.count < 16 << 20 {
             let count = recv(socket, &buffer, buffer.count, 0)
-            if count == 0 { return bytes }
+            if count == 0, Self.expectedLength(bytes) ?? 0 <= bytes.count { return bytes }
             guard count > 0, Self.left(deadline) > 0 else { throw failure("does not answer") }
             bytes.append(contentsOf: buffer.prefix(count))
             if let end = Self.expectedLength(bytes), bytes.count >= end { return bytes }
@@ -115,7 +115,7 @@ struct TopSource {
         let lines = String(decoding: bytes[..<start], as: UTF8.self).lowercased().split(separator: "\r\n")
         let field = lines.first { $0.hasPrefix("content-length:") }
         let digits = field?.dropFirst("content-length:".count).filter { $0 != " " }
-        return digits.flatMap { Int($0) }.map { start + $0 }
+        return digits.flatMap { UInt32($0) }.map { start + Int($0) }
     }
 
     private func content(of answer: [UInt8]) throws(TransferError) -> String {

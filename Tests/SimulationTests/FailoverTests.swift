@@ -73,6 +73,17 @@ import TransferEngine
 
         func isEqual() -> Bool { memcmp(source.baseAddress, target.baseAddress, source.byteCount) == 0 }
 
+        /// Eight small writes, until they have ended well; their immediates.
+        func writeEight() throws -> [Immediate] {
+            let immediates: [Immediate] = [1, 2, 3, 4, 5, 6, 7, 8]
+            let writes = try immediates.map {
+                try a.write(from: source, byteCount: 4096, to: remote, immediate: $0)
+            }
+            run { !writes.contains { a.isPending($0) } }
+            #expect(writes.allSatisfy { a.status(of: $0) == .complete })
+            return immediates
+        }
+
         /// All of the source in pages of 16 KiB.
         func writePages(_ immediate: Immediate?) throws -> Transfer {
             let pages = (0..<UInt32(source.byteCount >> 14)).map { $0 }
@@ -316,12 +327,7 @@ import TransferEngine
         let pair = try Pair(bytes: 65536, nics: 2)
         defer { pair.close() }
         pair.network.faults = OneByOne(nic: pair.nicsOfA[0])
-        let immediates: [Immediate] = [1, 2, 3, 4, 5, 6, 7, 8]
-        let writes = try immediates.map {
-            try pair.a.write(from: pair.source, byteCount: 4096, to: pair.remote, immediate: $0)
-        }
-        pair.run { !writes.contains { pair.a.isPending($0) } }
-        #expect(writes.allSatisfy { pair.a.status(of: $0) == .complete })
+        let immediates = try pair.writeEight()
         #expect(pair.a.statistics().nics[0].failed >= 2)
         for immediate in immediates { #expect(pair.b.count(of: immediate) == 1) }
     }
@@ -344,12 +350,7 @@ import TransferEngine
         let pair = try Pair(bytes: 65536, nics: 2)
         defer { pair.close() }
         pair.network.faults = SlowBehindTheFirst(nic: pair.nicsOfA[0])
-        let immediates: [Immediate] = [1, 2, 3, 4, 5, 6, 7, 8]
-        let writes = try immediates.map {
-            try pair.a.write(from: pair.source, byteCount: 4096, to: pair.remote, immediate: $0)
-        }
-        pair.run { !writes.contains { pair.a.isPending($0) } }
-        #expect(writes.allSatisfy { pair.a.status(of: $0) == .complete })
+        let immediates = try pair.writeEight()
         #expect(pair.a.statistics().nics[1].takenOver >= 2)
         let ended = pair.network.nowNanoseconds
         #expect(ended < 50_000_000, "the other NIC has carried them before they came")
