@@ -22,7 +22,7 @@ SOURCES := Package.swift Sources Tests Fuzz IntegrationTests \
   $(foreach example,push prefill-decode metrics,examples/$(example)/Package.swift examples/$(example)/Sources)
 # Tests that wait without `await` starve others of the same process: one at a time, in as many processes as there are cores.
 UNITS := .build/debug/transfer-enginePackageTests.xctest --testing-library swift-testing --no-parallel
-SYSTEMS := ExpertParallelTests|KVCacheTransferTests|TransferDirectoryTests
+SYSTEMS := ExpertParallelTests|KVCacheTransferTests|KVRouterTests|DirectoryTests
 # The suites whose promise holds for optimised code only, and only when nothing else allocates.
 OPTIMISED := -c release -Xswiftc -enable-testing --scratch-path .build/optimised --disable-default-traits --traits Libfabric
 OPTIMISED_TESTS := .build/optimised/release/transfer-enginePackageTests.xctest --testing-library swift-testing --no-parallel
@@ -73,7 +73,7 @@ lint: setup
 	swift format lint --strict --recursive $(SOURCES)
 	dev/mutants --check
 
-test: PACKAGES += python3
+test: PACKAGES += python3 etcd-server
 test: setup lint
 	$(BUILD) --build-tests
 	$(MAKE) -j2 -Oline test-weights test-conformance test-engine test-systems

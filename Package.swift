@@ -23,6 +23,11 @@ let safe: [SwiftSetting] = [.strictMemorySafety()]
 let libfabric = Target.Dependency.target(name: "LibfabricProvider", condition: .when(traits: ["Libfabric"]))
 let verbs = Target.Dependency.target(name: "VerbsProvider", condition: .when(traits: ["Verbs"]))
 
+let http = Target.Dependency.target(name: "HTTP", condition: .when(traits: ["HTTP"]))
+let nio = ["NIOCore", "NIOPosix", "NIOHTTP1"].map {
+    Target.Dependency.product(name: $0, package: "swift-nio", condition: .when(traits: ["HTTP"]))
+}
+
 let package = Package(
     name: "transfer-engine",
     products: [
@@ -35,6 +40,8 @@ let package = Package(
         .library(name: "EngineMetrics", targets: ["EngineMetrics"]),
         .library(name: "KVCacheTransfer", targets: ["KVCacheTransfer"]),
         .library(name: "TransferDirectory", targets: ["TransferDirectory"]),
+        .library(name: "EtcdDirectory", targets: ["EtcdDirectory"]),
+        .library(name: "KVRouter", targets: ["KVRouter"]),
         .library(name: "WeightTransfer", targets: ["WeightTransfer"]),
         .executable(name: "te", targets: ["te"]),
     ],
@@ -42,15 +49,15 @@ let package = Package(
         .trait(name: "Libfabric", description: "TCP, EFA and verbs through libfabric (loaded at run time)"),
         .trait(name: "Verbs", description: "RDMA NICs through libibverbs (loaded at run time)"),
         .trait(name: "Authentication", description: "Signed descriptors and messages, with swift-crypto"),
-        .trait(
-            name: "Metrics", description: "swift-metrics and a Prometheus endpoint, in EngineMetrics only"),
-        .default(enabledTraits: ["Libfabric", "Verbs", "Authentication", "Metrics"]),
+        .trait(name: "Metrics", description: "Numbers for swift-metrics, in EngineMetrics only"),
+        .trait(name: "HTTP", description: "The endpoint for Prometheus, etcd and the router, with swift-nio"),
+        .default(enabledTraits: ["Libfabric", "Verbs", "Authentication", "Metrics", "HTTP"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser.git", from: "1.5.0"),
         .package(url: "https://github.com/apple/swift-crypto.git", from: "4.0.0"),
         .package(url: "https://github.com/apple/swift-metrics.git", from: "2.5.0"),
-        .package(url: "https://github.com/swhitty/FlyingFox.git", from: "0.27.0"),
+        .package(url: "https://github.com/apple/swift-nio.git", from: "2.80.0"),
     ],
     targets: [
         .target(name: "CPlatform"),
@@ -83,12 +90,10 @@ let package = Package(
         .target(
             name: "EngineMetrics",
             dependencies: [
-                "TransferEngine",
+                "TransferEngine", http,
                 .product(
                     name: "CoreMetrics", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
-                .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["Metrics"])),
-                .product(name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["Metrics"])),
-            ], swiftSettings: strict + safe),
+            ] + nio, swiftSettings: strict + safe),
         .target(name: "CTransferEngine"),
         // C types at every border: `unsafe` would be everywhere. Boundary.swift is where pointers of callers are read.
         .target(
@@ -113,6 +118,14 @@ let package = Package(
             swiftSettings: hot),
         .target(name: "KVCacheTransfer", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
         .target(name: "TransferDirectory", dependencies: ["TransferEngine"], swiftSettings: hot + safe),
+        .target(name: "HTTP", dependencies: nio, swiftSettings: strict + safe),
+        .target(
+            name: "EtcdDirectory", dependencies: ["TransferDirectory", "TransferEngine", http] + nio,
+            swiftSettings: strict + safe),
+        .target(
+            name: "KVRouter",
+            dependencies: ["KVCacheTransfer", "TransferDirectory", "EngineMetrics", http] + nio,
+            swiftSettings: strict + safe),
         .target(
             name: "WeightTransfer", dependencies: ["TransferEngine", "TransferCore", "CPlatform"],
             swiftSettings: hot + safe),
@@ -127,7 +140,7 @@ let package = Package(
             name: "te",
             dependencies: [
                 "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation",
-                "Platform", "Topology", "Doctor",
+                "Platform", "Topology", "Doctor", "KVRouter", "EtcdDirectory", "TransferDirectory",
                 "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
@@ -175,6 +188,14 @@ let package = Package(
         .testTarget(
             name: "TransferDirectoryTests",
             dependencies: ["TransferDirectory", "TransferEngine"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "EtcdDirectoryTests",
+            dependencies: ["EtcdDirectory", "TransferDirectory", "TransferEngine", http],
+            swiftSettings: strict),
+        .testTarget(
+            name: "KVRouterTests",
+            dependencies: ["KVRouter", "KVCacheTransfer", "TransferDirectory", "TransferEngine", http] + nio,
             swiftSettings: strict),
         .testTarget(
             name: "WeightTransferTests",

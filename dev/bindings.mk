@@ -64,7 +64,7 @@ test-vllm: setup-vllm
 	cd python/tests_vllm && TE_VLLM_MODEL=$(VLLM_MODEL) TE_VLLM_PROMPTS=$(PROMPTS) \
 	  timeout 3000 $(CURDIR)/$(VLLM)/bin/python -m pytest -p no:cacheprovider -q $(ARGS)
 
-# A prefiller, a decoder and the proxy as servers; a second decoder joins, the prefiller is killed and comes back.
+# A prefiller, a decoder and the router as servers; a second decoder joins, the prefiller is killed and comes back.
 demo-vllm: setup-vllm
 	timeout 900 $(VLLM)/bin/python python/tests_vllm/demo.py $(VLLM_MODEL)
 

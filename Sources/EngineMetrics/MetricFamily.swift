@@ -20,6 +20,12 @@ public struct MetricFamily: Hashable, Sendable {
         public var value: Double
         /// Which part of a histogram it is: `_bucket`, `_sum` or `_count`. Otherwise empty.
         public var suffix = ""
+
+        package init(labels: [Label], value: Double, suffix: String = "") {
+            self.labels = labels
+            self.value = value
+            self.suffix = suffix
+        }
     }
 
     /// A name and what it stands for.
@@ -29,7 +35,7 @@ public struct MetricFamily: Hashable, Sendable {
         /// Which one.
         public var value: String
 
-        init(_ name: String, _ value: String) {
+        package init(_ name: String, _ value: String) {
             self.name = name
             self.value = value
         }
@@ -43,6 +49,13 @@ public struct MetricFamily: Hashable, Sendable {
     public var kind: Kind
     /// Its values.
     public var samples: [Sample]
+
+    package init(name: String, help: String, kind: Kind, samples: [Sample]) {
+        self.name = name
+        self.help = help
+        self.kind = kind
+        self.samples = samples
+    }
 
     /// All metrics of some engines. Every family is there, also when it has no values.
     public static func all(of engines: [EngineStatistics]) -> [MetricFamily] {

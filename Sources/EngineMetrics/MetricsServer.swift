@@ -1,57 +1,41 @@
-#if Metrics
-    internal import FlyingFox
-    internal import FlyingSocks
-    internal import Foundation
+#if HTTP
+    internal import HTTP
+    internal import NIOHTTP1
     public import TransferEngine
 
     /// A Prometheus endpoint: answers `GET /metrics` with the numbers of some engines.
     ///
     /// ```swift
-    /// let server = MetricsServer([engine], port: 9464)
+    /// let server = try await MetricsServer([engine], port: 9464)
     /// let task = Task { try await server.run() }
     /// ```
     /// It costs nothing while nobody asks.
     public struct MetricsServer: Sendable {
         private let server: HTTPServer
-        private let engines: [TransferEngine]
 
+        /// Opens the port.
         /// - Parameters:
         ///   - engines: Whose numbers; kept alive.
         ///   - port: The TCP port; 0 lets the kernel choose.
         ///   - isPublic: Whether other hosts may ask. The numbers tell names of peers, and nobody has to say who he is.
-        public init(_ engines: [TransferEngine], port: UInt16, isPublic: Bool = false) {
-            self.engines = engines
-            // 127.0.0.1 is an address.
-            var config =
-                isPublic
-                ? HTTPServer.Configuration(address: .inet6(port: port))
-                : (try? HTTPServer.Configuration(address: .inet(ip4: "127.0.0.1", port: port)))
-                    ?? HTTPServer.Configuration(address: .loopback(port: port))
-            // It would write to standard output.
-            config.logger = .disabled
-            server = HTTPServer(config: config)
+        /// - Throws: When the port is taken.
+        public init(_ engines: [TransferEngine], port: UInt16, isPublic: Bool = false) async throws {
+            server = try await HTTPServer(
+                host: isPublic ? "::" : "127.0.0.1", port: Int(port), bodyLimit: 1 << 16
+            ) { request, writer in
+                guard request.method == .GET, request.path == "/metrics" else {
+                    return try await writer.answer(.notFound, "GET /metrics\n")
+                }
+                try await writer.answer(
+                    .ok, PrometheusText.encode(MetricFamily.all(of: engines.map { $0.statistics() })),
+                    type: PrometheusText.contentType)
+            }
         }
 
         /// Serves until the task is cancelled.
-        /// - Throws: When the port is taken.
-        public func run() async throws {
-            let engines = engines
-            await server.appendRoute("GET /metrics") { _ in
-                let text = PrometheusText.encode(MetricFamily.all(of: engines.map { $0.statistics() }))
-                return HTTPResponse(
-                    statusCode: .ok, headers: [.contentType: PrometheusText.contentType],
-                    body: Data(text.utf8))
-            }
-            try await server.run()
-        }
+        public func run() async throws { try await server.run() }
 
-        /// The port, once it is open.
-        public func port() async throws -> UInt16? {
-            try await server.waitUntilListening()
-            return switch await server.listeningAddress {
-            case .ip4(_, port: let port), .ip6(_, port: let port): port
-            default: nil
-            }
-        }
+        /// The port.
+        public var port: UInt16 { UInt16(server.port) }
     }
 #endif

@@ -11,8 +11,8 @@ public enum PrometheusText {
             text += "# TYPE \(family.name) \(family.kind.rawValue)\n"
             for sample in family.samples {
                 let labels = sample.labels.map { "\($0.name)=\"\(escaped($0.value, quotes: true))\"" }
-                text +=
-                    "\(family.name)\(sample.suffix){\(labels.joined(separator: ","))} \(number(sample.value))\n"
+                let braces = labels.isEmpty ? "" : "{\(labels.joined(separator: ","))}"
+                text += "\(family.name)\(sample.suffix)\(braces) \(number(sample.value))\n"
             }
         }
         return text

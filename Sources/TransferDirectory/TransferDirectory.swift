@@ -16,28 +16,34 @@ public struct DirectoryEntry: Hashable, Sendable {
     public var role: Role
     /// How to reach its engine of rank 0.
     public var address: EngineAddress
+    /// Where it answers requests over HTTP, if it does: `http://HOST:PORT`.
+    public var url: String?
 
     /// Describes an entry.
-    public init(name: String, role: Role, address: EngineAddress) {
+    public init(name: String, role: Role, address: EngineAddress, url: String? = nil) {
         self.name = name
         self.role = role
         self.address = address
+        self.url = url
     }
 
-    /// One line of text: role, name, and the address as hexadecimal digits. Names have neither spaces nor line ends.
+    /// One line of text: role, name, the address as hexadecimal digits, and the URL if there is one. Names and URLs have neither
+    /// spaces nor line ends.
     public var line: String {
         let digits = address.encoded().map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
-        return "\(role.rawValue) \(name) \(digits)"
+        return "\(role.rawValue) \(name) \(digits)" + (url.map { " \($0)" } ?? "")
     }
 
     /// Reads a line.
     /// - Throws: `malformedDescriptor` for anything that `line` does not make.
     public init(line: some StringProtocol) throws(TransferError) {
         let words = line.split(separator: " ")
-        guard words.count == 3, let role = Role(rawValue: String(words[0])), words[2].utf8.count % 2 == 0
+        guard words.count == 3 || words.count == 4, let role = Role(rawValue: String(words[0])),
+            words[2].utf8.count % 2 == 0
         else {
             throw TransferError(
-                .malformedDescriptor, "a line of a directory has a role, a name and an address")
+                .malformedDescriptor,
+                "a line of a directory has a role, a name, an address, perhaps a URL")
         }
         let digits = Array(words[2].utf8)
         var bytes: [UInt8] = []
@@ -47,7 +53,9 @@ public struct DirectoryEntry: Hashable, Sendable {
             }
             bytes.append(high << 4 | low)
         }
-        self.init(name: String(words[1]), role: role, address: try EngineAddress(decoding: bytes))
+        self.init(
+            name: String(words[1]), role: role, address: try EngineAddress(decoding: bytes),
+            url: words.count > 3 ? String(words[3]) : nil)
     }
 
     private static func value(_ digit: UInt8) -> UInt8? {
@@ -72,6 +80,10 @@ public protocol TransferDirectory: Sendable {
     /// All entries as they are now, by name.
     /// - Throws: `unavailable`.
     func entries() async throws(TransferError) -> [DirectoryEntry]
+
+    /// Yields what has changed; the first time all entries. A directory that cannot be reached changes nothing: whoever works
+    /// together goes on. Directories that are not told of changes look every `interval`.
+    func changes(every interval: Duration) -> AsyncStream<DirectoryChange>
 }
 
 /// What has changed between two looks into a directory.
@@ -90,9 +102,11 @@ public struct DirectoryChange: Hashable, Sendable {
 }
 
 extension TransferDirectory {
-    /// Looks into the directory every `interval`, and yields what has changed; the first time all entries. A directory that
-    /// cannot be reached changes nothing: whoever works together goes on.
-    public func changes(every interval: Duration = .seconds(1)) -> AsyncStream<DirectoryChange> {
+    /// `changes(every:)` with a second.
+    public func changes() -> AsyncStream<DirectoryChange> { changes(every: .seconds(1)) }
+
+    /// Looks into the directory every `interval`.
+    public func changes(every interval: Duration) -> AsyncStream<DirectoryChange> {
         AsyncStream { continuation in
             let task = Task {
                 var known: [DirectoryEntry] = []

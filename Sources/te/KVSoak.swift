@@ -7,7 +7,15 @@ internal import TransferEngine
 /// `te kv`.
 struct KVCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "kv", abstract: "Prefillers and decoders.", subcommands: [KVSoak.self])
+        commandName: "kv", abstract: "Prefillers and decoders.", subcommands: subcommands)
+
+    private static var subcommands: [any ParsableCommand.Type] {
+        #if HTTP
+            [KVRoute.self, KVSoak.self]
+        #else
+            [KVSoak.self]
+        #endif
+    }
 }
 
 /// `te kv soak`: real processes, killed and started again while requests are cancelled, and every byte looked at.

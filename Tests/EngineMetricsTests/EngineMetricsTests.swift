@@ -132,10 +132,10 @@ private let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().d
         @Test(.timeLimit(.minutes(1))) func endpoint() async throws {
             let engine = try TransferEngine(Configuration(name: "served", progress: .manual))
             defer { engine.close() }
-            let server = MetricsServer([engine], port: 0)
+            let server = try await MetricsServer([engine], port: 0)
             let task = Task { try await server.run() }
             defer { task.cancel() }
-            let port = try #require(try await server.port())
+            let port = server.port
             let answer = await get("/metrics", port)
             #expect(answer.contains("200 OK") && answer.contains("text/plain; version=0.0.4"))
             #expect(

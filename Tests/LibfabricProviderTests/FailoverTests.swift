@@ -241,6 +241,49 @@ struct FailoverTests {
         }
     }
 
+    /// A frame whose messages find no room stays for the next poll. When its epoch is over by then, the rest is not carried
+    /// out: its sender has been told so.
+    @Test func whatIsLeftOfAFrameOfAClosedEpochIsDropped() throws {
+        let pair = try Pair(Self.kinds[0])
+        connect(pair)
+        pair.b.domain.state.pointee.settlePatience = 1
+        for number in 0..<50 {
+            let sent = withUnsafeBytes(of: number) {
+                pair.a.domain.send($0, to: UnsafePointer(pair.target), context: 4).accepted
+            }
+            try #require(sent == 1)
+        }
+        var request = pair.request(2, length: 64, immediate: 2)
+        request.tag = RequestTag(rawValue: 7)
+        pair.post([request])
+        // Room for one message with every poll: all frames have come long before the last message is taken.
+        let one = UnsafeMutableBufferPointer<Completion>.allocate(capacity: 1)
+        defer { one.deallocate() }
+        var taken = 0
+        let deadline = te_monotonic_nanoseconds() + 10_000_000_000
+        while taken < 40, te_monotonic_nanoseconds() < deadline {
+            pair.a.poll()
+            taken += pair.b.domain.poll(one)
+        }
+        try #require(taken == 40 && pair.b.domain.state.pointee.firstArrived >= 0)
+        try #require(pair.b.page.eighths(of: 2) == 0)
+        pair.a.domain.sever(UnsafePointer(pair.target))
+        for _ in 0..<100 where pair.a.lost.isEmpty { pair.a.pollReports() }
+        let lost = try #require(pair.a.lost.first { $0.tag.rawValue == 7 })
+        guard case .unsettled(let connection, let ordinal) = lost.delivery else {
+            Issue.record("\(lost)")
+            return
+        }
+        var ledger: DeliveryLedger?
+        while ledger == nil, te_monotonic_nanoseconds() < deadline {
+            ledger = pair.b.domain.settle(connection: connection, from: pair.a.engine)
+        }
+        #expect(try !#require(ledger).contains(ordinal))
+        let end = te_monotonic_nanoseconds() + 20_000_000
+        _ = pair.run { te_monotonic_nanoseconds() > end }
+        #expect(pair.b.page.eighths(of: 2) == 0, "told to be lost, and counted")
+    }
+
     /// Names carry what they are made of.
     @Test(arguments: [0, 1, 77, (1 << 29) - 1, 1 << 29, 1 << 31] as [UInt32]) func names(_ epoch: UInt32) {
         for (isWrites, needsFence, isReverse) in [

@@ -50,6 +50,27 @@ import Testing
         #expect(index.map { engine.group.attachments[$0].generation } == 0)
     }
 
+    /// Whoever takes no answer for as long as a dead peer is waited for is owed none any more, long before it is forgotten.
+    @Test func anAnswerThatNobodyTakesIsGivenUp() throws {
+        let clock = Hands()
+        let mine = ScriptedDomain("mine")
+        let engine = try open(mine, clock)
+        let stranger = try open(ScriptedDomain("theirs"), clock)
+        mine.onSend = { PostResult(accepted: 0, isComplete: false, status: .targetBusy) }
+        let ping = ControlMessage.ping(.init(from: 0, to: 0), address: stranger.address.encoded())
+        mine.deliver(ping.encoded, from: stranger.id)
+        engine.progress()
+        let patience = engine.group.liveness.patience
+        for _ in 0..<9 {
+            clock.pass(patience / 10)
+            _ = engine.tick()
+            #expect(engine.group.links.outbox.count == 1)
+        }
+        clock.pass(patience / 5)
+        _ = engine.tick()
+        #expect(engine.group.links.outbox.isEmpty && engine.group.links.peers[stranger.id] != nil)
+    }
+
     /// What became of a message to a peer that has been forgotten is not taken for a sign of life of the next one, whose link has
     /// the same place.
     @Test func aLateCompletionIsNobodyElses() throws {

@@ -45,7 +45,7 @@ class Cluster:
         return address
 
     def send(self, prompt, *, prefill_prompt=None, count=16, request=None, decode=None):
-        """A request to both, as the proxy does it. Returns its name."""
+        """A request to both, as the router does it. Returns its name."""
         request = request or f"r{next(self._numbers)}"
         (decode or self.decode).ask(request, prompt, count, {
             "do_remote_prefill": True, "transfer_id": request, "prefiller": self.address})

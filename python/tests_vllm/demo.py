@@ -1,4 +1,4 @@
-"""Prefill in one vLLM, decode in others, as servers behind the proxy: demo.py MODEL
+"""Prefill in one vLLM, decode in others, as servers behind `te kv route`: demo.py MODEL
 
 Shows the text of one vLLM alone and that of the cluster, lets a second decoder join, kills the prefiller and starts it again. Fails
 when a text differs.
@@ -42,7 +42,7 @@ class Server:
         environment = {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
                        "VLLM_LOGGING_LEVEL": "INFO"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(self.port)], stdout=self.log,
+            [*command, "--host", "127.0.0.1", "--port", str(self.port)], stdout=self.log,
             stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
     def until_up(self, path):
@@ -64,7 +64,7 @@ class Server:
 
 
 def vllm(name, model, logs, role=None):
-    command = ["vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "m", "--dtype", "float32",
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "m", "--dtype", "float32",
                "--enforce-eager", "--max-model-len", "2048", "--block-size", str(BLOCK), "--max-num-batched-tokens", "512"]
     if role:
         command += ["--kv-transfer-config", json.dumps(dict(
@@ -89,19 +89,19 @@ def call(server, method, path, body=None):
         return json.load(answer)
 
 
-def until(proxy, holds, what):
+def until(router, server, what):
     deadline = time.monotonic() + 60
-    while not holds(call(proxy, "GET", "/instances")):
+    while not any(one["url"] == server.url and one["takes_requests"] for one in call(router, "GET", "/instances")):
         if time.monotonic() > deadline:
             raise SystemExit(f"not within a minute: {what}")
         time.sleep(0.5)
 
 
-def compare(proxy, expected, title):
+def compare(router, expected, title):
     print(f"\n== {title}")
     wrong = 0
     for prompt, text in expected.items():
-        got, seconds = complete(proxy, prompt)
+        got, seconds = complete(router, prompt)
         wrong += got != text
         print(f"{'same' if got == text else 'DIFFERENT'} {seconds:5.1f} s  {prompt[:40]!r} ...{got[:60]!r}", flush=True)
     if wrong:
@@ -128,31 +128,32 @@ def main(model):
         decode = start("decode", model, logs, "kv_consumer")
         for server in (alone, prefill, decode):
             server.until_up("/health")
-        proxy = Server("proxy", ["transfer_engine.vllm.proxy", "--prefill", prefill.url, "--decode", decode.url], logs)
-        servers.append(proxy)
-        proxy.until_up("/instances")
-        until(proxy, lambda all: all[0]["address"], "the prefiller says where its engine is")
+        te = os.path.join(os.path.dirname(sys.executable), "te")
+        router = Server("router", [te, "kv", "route", "--prefill", prefill.url, "--decode", decode.url, "--manage"], logs)
+        servers.append(router)
+        router.until_up("/instances")
+        until(router, prefill, "the prefiller says where its engine is")
         expected = {prompt: complete(alone, prompt)[0] for prompt in PROMPTS}
         alone.kill()
-        compare(proxy, expected, "prefill and decode apart: the text of one vLLM alone")
+        compare(router, expected, "prefill and decode apart: the text of one vLLM alone")
         if loads(decode) < len(PROMPTS):
             raise SystemExit(f"the decoder has loaded {loads(decode)} caches of {len(PROMPTS)}; see {decode.log.name}")
         second = start("decode-2", model, logs, "kv_consumer").until_up("/health")
-        call(proxy, "POST", "/instances", dict(role="decode", url=second.url))
-        until(proxy, lambda all: all[-1]["is_alive"], "the second decoder is there")
-        compare(proxy, expected, "a second decoder has joined")
+        call(router, "POST", "/instances", dict(role="decoder", url=second.url))
+        until(router, second, "the second decoder is there")
+        compare(router, expected, "a second decoder has joined")
         if not loads(second):
             raise SystemExit(f"the second decoder has loaded nothing; see {second.log.name}")
-        call(proxy, "DELETE", f"/instances?url={decode.url}")
+        call(router, "DELETE", f"/instances?url={decode.url}")
         decode.kill()
         prefill.kill()
-        compare(proxy, expected, "the first decoder and the prefiller are killed: the other decoder computes by itself")
+        compare(router, expected, "the first decoder and the prefiller are killed: the other decoder computes by itself")
         before = loads(second)
         again = start("prefill-2", model, logs, "kv_producer").until_up("/health")
-        call(proxy, "DELETE", f"/instances?url={prefill.url}")
-        call(proxy, "POST", "/instances", dict(role="prefill", url=again.url))
-        until(proxy, lambda all: all[-1]["address"], "the new prefiller says where its engine is")
-        compare(proxy, expected, "a new prefiller")
+        call(router, "DELETE", f"/instances?url={prefill.url}")
+        call(router, "POST", "/instances", dict(role="prefiller", url=again.url))
+        until(router, again, "the new prefiller says where its engine is")
+        compare(router, expected, "a new prefiller")
         print(f"\nthe decoder has loaded {loads(second) - before} caches from the new prefiller; all texts are the same")
         if loads(second) == before:
             raise SystemExit("nothing was loaded from the new prefiller")

@@ -20,11 +20,11 @@ import TransferEngine
 
         // On 127.0.0.1; port 0 lets the kernel choose.
         let port = CommandLine.arguments.dropFirst().first.flatMap(UInt16.init) ?? 9464
-        let server = MetricsServer([sender, receiver], port: port)
+        let server = try await MetricsServer([sender, receiver], port: port)
         try await withThrowingTaskGroup(of: Void.self) { group in
             group.addTask { try await server.run() }
             group.addTask {
-                let url = "http://127.0.0.1:\(try await server.port() ?? port)/metrics"
+                let url = "http://127.0.0.1:\(server.port)/metrics"
                 // Standard output may be a pipe, which is flushed only when it is full.
                 try FileHandle.standardOutput.write(
                     contentsOf: Data("\(url)\n".utf8))

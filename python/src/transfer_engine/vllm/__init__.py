@@ -4,7 +4,7 @@
 python -m vllm.entrypoints.openai.api_server --model M ... --kv-transfer-config '{
   "kv_connector": "TransferEngineConnector", "kv_connector_module_path": "transfer_engine.vllm.connector",
   "kv_role": "kv_producer", "kv_load_failure_policy": "recompute"}'        # and kv_consumer for the decoders
-python -m transfer_engine.vllm.proxy --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200 --port 8000
+te kv route --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200 --port 8000
 ```
 
 docs/integrations.md says how it works, what it needs and what it refuses.

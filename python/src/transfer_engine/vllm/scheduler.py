@@ -17,7 +17,7 @@ logger = init_logger(f"vllm.{__name__}")  # so that vLLM's configuration holds f
 
 
 def params_of(request: Any) -> Dict[str, Any]:
-    """What the proxy said about a request."""
+    """What the router said about a request."""
     return request.kv_transfer_params or {}
 
 
@@ -150,7 +150,7 @@ class PrefillScheduler:
         step.chunks.append(Chunk(request, pushed.transfer, begin, end, list(pushed.blocks)))
 
     def finished(self, request: Any, is_aborted: bool) -> Tuple[bool, Optional[Dict[str, Any]]]:
-        """Whether the blocks must stay until the worker says so; and what the proxy is told."""
+        """Whether the blocks must stay until the worker says so; and what the router is told."""
         identity = request.request_id
         self._since.pop(identity, None)
         self._settled.discard(identity)
