@@ -52,6 +52,7 @@
                 } catch let error as CancellationError {
                     throw error
                 } catch {
+                    try Task.checkCancellation()
                     throw HTTPFailure("\(place): \(error)")
                 }
             }

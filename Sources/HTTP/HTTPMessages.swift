@@ -60,11 +60,13 @@
         /// The path without the query.
         package var path: Substring { uri.prefix { $0 != "?" } }
 
-        /// The value of a name in the query, with its percent escapes undone.
+        /// The value of a name in the query, both with their percent escapes undone.
         package func query(_ name: String) -> String? {
             for pair in uri.dropFirst(path.utf8.count + 1).split(separator: "&") {
                 let parts = pair.split(separator: "=", maxSplits: 1)
-                if parts.first == Substring(name) { return parts.count > 1 ? unescaped(parts[1]) : "" }
+                if let first = parts.first, unescaped(first) == name {
+                    return parts.count > 1 ? unescaped(parts[1]) : ""
+                }
             }
             return nil
         }

@@ -48,14 +48,13 @@
             HTTPServerRequestPart, HTTPPart<HTTPResponseHead, ByteBuffer>
         >
 
-        private let listening: NIOAsyncChannel<Parts, Never>
-        private let handler: Handler
-        private let bodyLimit: Int
+        private let listening: any Channel
+        private let connections = Connections()
 
         /// The TCP port.
         package let port: Int
 
-        /// Opens a port. Requests are answered while `run` runs.
+        /// Opens a port and answers requests.
         /// - Parameters:
         ///   - host: The address to listen at: a name, or `0.0.0.0` and `::` for all.
         ///   - port: 0 lets the kernel choose.
@@ -66,14 +65,14 @@
             host: String, port: Int, bodyLimit: Int = 64 << 20, idleLimit: Duration = .seconds(600),
             _ handler: @escaping Handler
         ) async throws {
-            self.handler = handler
-            self.bodyLimit = bodyLimit
+            // A listening `NIOAsyncChannel` hands connections over in a stream: one that comes while it ends is let go of
+            // unfinished, which ends the process. Here each connection has its task from the beginning.
             do {
                 listening = try await ServerBootstrap(group: MultiThreadedEventLoopGroup.singleton)
                     .serverChannelOption(.backlog, value: 256)
                     .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
                     .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
-                    .bind(host: host, port: port) { channel in
+                    .childChannelInitializer { [connections] channel in
                         channel.eventLoop.makeCompletedFuture {
                             let pipeline = channel.pipeline.syncOperations
                             try pipeline.addHandler(IdleStateHandler(allTimeout: TimeAmount(idleLimit)))
@@ -81,31 +80,65 @@
                             // A second request is read from the stream when the first has been answered.
                             try pipeline.configureHTTPServerPipeline(withPipeliningAssistance: false)
                             try pipeline.addHandler(ResponseParts())
-                            return try Parts(wrappingChannelSynchronously: channel)
+                            let parts = try Parts(wrappingChannelSynchronously: channel)
+                            connections.add(channel)
+                            Task {
+                                // What a client does to its connection is its own affair.
+                                try? await Self.serve(parts, bodyLimit, handler)
+                            }
                         }
                     }
+                    .bind(host: host, port: port).get()
             } catch {
                 throw HTTPFailure("cannot listen at \(host) port \(port): \(error)")
             }
-            self.port = listening.channel.localAddress?.port ?? port
+            self.port = listening.localAddress?.port ?? port
         }
 
-        /// Serves until the task is cancelled, which closes the port and all connections.
+        /// Closes the port and all connections.
+        package func close() {
+            listening.close(promise: nil)
+            connections.close()
+        }
+
+        deinit { close() }
+
+        /// Serves until the task is cancelled, or the server is closed.
         package func run() async throws {
-            try await listening.executeThenClose { connections in
-                try await withThrowingDiscardingTaskGroup { group in
-                    for try await connection in connections {
-                        group.addTask { [self] in
-                            // What a client does to its connection is its own affair.
-                            try? await serve(connection)
-                        }
-                    }
-                    group.cancelAll()
-                }
+            try await withTaskCancellationHandler {
+                try await listening.closeFuture.get()
+            } onCancel: {
+                close()
             }
         }
 
-        private func serve(_ connection: Parts) async throws {
+        /// The connections that are open. One that comes after the end is closed at once.
+        private final class Connections: Sendable {
+            private let open = Mutex<[ObjectIdentifier: any Channel]?>([:])
+
+            func add(_ channel: any Channel) {
+                let isOver = open.withLock { open in
+                    open?[ObjectIdentifier(channel)] = channel
+                    return open == nil
+                }
+                guard !isOver else { return channel.close(promise: nil) }
+                channel.closeFuture.whenComplete { [weak self] _ in
+                    self?.open.withLock { $0?[ObjectIdentifier(channel)] = nil }
+                }
+            }
+
+            func close() {
+                let all = open.withLock { open in
+                    defer { open = nil }
+                    return open ?? [:]
+                }
+                for channel in all.values { channel.close(promise: nil) }
+            }
+        }
+
+        private static func serve(
+            _ connection: Parts, _ bodyLimit: Int, _ handler: @escaping Handler
+        ) async throws {
             // Ends when the client goes away: the stream of requests does not tell while nobody reads it.
             let answering = Answering()
             connection.channel.closeFuture.whenComplete { _ in answering.cancel() }
@@ -127,7 +160,7 @@
                         } else {
                             let request = HTTPRequest(
                                 head.method, head.uri, headers: head.headers, body: body)
-                            try await answering.run { [handler] in try await handler(request, writer) }
+                            try await answering.run { try await handler(request, writer) }
                         }
                         if !head.isKeepAlive { return }
                     }

@@ -5,6 +5,7 @@
     public import KVCacheTransfer
     internal import NIOCore
     internal import NIOHTTP1
+    internal import Synchronization
     public import TransferDirectory
 
     /// An HTTP service in front of prefillers and decoders: OpenAI's completions in, each request to one of both.
@@ -320,11 +321,15 @@
                     do {
                         try await ask(choice, path, body, writer, progress, since: begin)
                         return .answered
-                    } catch let error as HTTPFailure {
+                    } catch {
+                        // Whoever knows the length may go before we have said that it is all.
+                        if progress.isWhole { return .answered }
+                        try Task.checkCancellation()
+                        guard error is HTTPFailure else { throw error }
                         failed.insert(choice.decoder)
                         excluded.insert(choice.decoder)
                         // What has been sent cannot be taken back: the client sees that the answer breaks off.
-                        if await progress.hasBegun { throw error }
+                        if progress.hasBegun { throw error }
                     }
                 }
             }
@@ -337,10 +342,17 @@
             return isFailure ? .failed : .refused
         }
 
-        private actor Progress {
-            private(set) var hasBegun = false
+        /// How much of an answer has been passed on.
+        private final class Progress: Sendable {
+            private let state = Mutex((hasBegun: false, left: Int?.none))
 
-            func begin() { hasBegun = true }
+            var hasBegun: Bool { state.withLock(\.hasBegun) }
+            /// All of an answer whose length is known.
+            var isWhole: Bool { state.withLock { $0.left == 0 } }
+
+            func begin(_ length: Int?) { state.withLock { $0 = (true, length) } }
+
+            func sent(_ bytes: Int) { state.withLock { $0.left = $0.left.map { $0 - bytes } } }
         }
 
         /// Both halves of a request at the same time. What the prefiller still does when the decoder has ended, or the client has
@@ -366,7 +378,7 @@
             try await client.stream(
                 Self.post(path, forDecoder.bytes), to: address, within: configuration.timeout,
                 head: { [self] head in
-                    await progress.begin()
+                    progress.begin(head.headers.first(name: "content-length").flatMap { Int($0) })
                     await firstByte(since: begin)
                     var headers = HTTPHeaders()
                     for name in ["Content-Type", "Content-Length", "Cache-Control", "X-Request-Id"] {
@@ -375,7 +387,12 @@
                         }
                     }
                     try await writer.begin(head.status, headers)
-                }, part: { try await writer.write($0) })
+                },
+                part: {
+                    let bytes = $0.readableBytes
+                    try await writer.write($0)
+                    progress.sent(bytes)
+                })
             try await writer.end()
         }
 

@@ -23,6 +23,8 @@
             /// Begins an answer and closes the connection.
             case breaksInTheMiddle
             case refuses
+            /// Says how long its answer is, sends all of it, and does not end it.
+            case lingers
         }
 
         private let state = Mutex((conduct: Conduct.answers, bodies: [Data](), abandoned: 0))
@@ -86,6 +88,10 @@
                 try await writer.begin(.ok)
                 try await writer.write(ByteBuffer(string: "half"))
                 throw HTTPFailure("as told")
+            case .lingers:
+                try await writer.begin(.ok, ["Content-Length": "5"])
+                try await writer.write(ByteBuffer(string: "whole"))
+                try await Task.sleep(for: .seconds(60))
             case .refuses: try await writer.answer(.internalServerError, "as told")
             case .answers:
                 try await writer.begin(.ok, ["Content-Type": "text/event-stream"])
@@ -198,9 +204,9 @@
                             "kv_transfer_params": ["do_remote_decode": true, "transfer_id": transfer],
                         ]
                     ])
-                #expect(
+                try await eventually {
                     try await metric("transfer_engine_router_requests_total{outcome=\"answered\"} 1", address)
-                )
+                }
             }
         }
 
@@ -232,8 +238,9 @@
                         String(buffer: try await post(#"{"prompt": "x"}"#, to: address).body).contains(
                             "data: a"))
                 }
-                #expect(
-                    try await metric("transfer_engine_router_requests_total{outcome=\"failed\"} 1", address))
+                try await eventually {
+                    try await metric("transfer_engine_router_requests_total{outcome=\"failed\"} 1", address)
+                }
             }
         }
 
@@ -253,6 +260,19 @@
                 let answer = try await post(#"{"prompt": "x"}"#, to: address)
                 #expect(answer.status == .internalServerError && String(buffer: answer.body) == "as told")
                 #expect(decoder.bodies.count == 1)
+            }
+        }
+
+        /// Whoever knows the length may go as soon as it has everything.
+        @Test func aWholeAnswerIsAnAnswer() async throws {
+            let decoder = try await Engine("d")
+            decoder.conduct(.lingers)
+            try await route([], [decoder]) { address, _ in
+                let answer = try await post(#"{"prompt": "x"}"#, to: address)
+                #expect(String(buffer: answer.body) == "whole")
+                try await eventually {
+                    try await metric("transfer_engine_router_requests_total{outcome=\"answered\"} 1", address)
+                }
             }
         }
 
