@@ -47,7 +47,9 @@
         private var listening: Int?
 
         /// A router that knows nobody.
-        /// - Parameter scheduler: Who gets a request. A prompt's tokens are four bytes each of its text.
+        /// - Parameters:
+        ///   - configuration: How it behaves.
+        ///   - scheduler: Who gets a request. A prompt's tokens are four bytes each of its text.
         public init(
             _ configuration: Configuration = Configuration(),
             scheduler: any KVScheduler = PrefixAffinityScheduler()
