@@ -2,12 +2,13 @@ internal import TransferEngine
 
 /// Protocol messages over an engine. Belongs to a role's `SerialQueue`.
 final class MessagePort: @unchecked Sendable {
-    // SAFETY: `joiners` and `outbox` are touched by closures of `queue` only.
+    // SAFETY: `joiners`, `outbox` and `isFlushing` are touched by closures of `queue` only.
     private let engine: TransferEngine
     private let queue: SerialQueue
     private var joiners: [EngineID: Fragments] = [:]
     private var nextNumber: UInt32 = 0
     private var outbox: [Fragment] = []
+    private var isFlushing = false
 
     private struct Fragment {
         var bytes: [UInt8]
@@ -59,8 +60,14 @@ final class MessagePort: @unchecked Sendable {
 
     /// Sends what the engine had no room for before.
     func flush() {
+        // Whoever is told of a failure may send something, which the call that tells him then sends, too.
+        guard !isFlushing else { return }
+        isFlushing = true
         var sent = 0
-        defer { outbox.removeFirst(sent) }
+        defer {
+            outbox.removeFirst(sent)
+            isFlushing = false
+        }
         while sent < outbox.count {
             let fragment = outbox[sent]
             let queue = queue
