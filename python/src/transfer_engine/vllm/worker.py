@@ -3,8 +3,10 @@ do not wait, and events."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Set, Tuple
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.logger import init_logger
@@ -27,15 +29,28 @@ IDLE_WAIT = 0.001
 take a core from whoever computes them."""
 
 
+@contextlib.contextmanager
+def _on_all_processors() -> Iterator[None]:
+    """Threads that begin in here may run wherever the process may. vLLM has bound this thread to the processor that computes; an
+    engine's threads would inherit that, and wait there behind it."""
+    bound = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        yield
+    finally:
+        os.sched_setaffinity(0, bound)
+
+
 class DecodeWorker:
     """Asks prefillers for caches, and reports when they are there."""
 
     def __init__(self, cache: Cache, options: "Options") -> None:
         self._options = options
-        self._engine = Engine(f"{options.name} decode", nics=options.nics, timeout=options.timeout)
-        self._decoder = kv.Decoder(
-            options.name, cache.layout, [cache.rank(self._engine, remote_write=True)], heartbeat=options.heartbeat,
-            cancel_timeout=options.cancel_timeout, quarantine=options.quarantine)
+        with _on_all_processors():
+            self._engine = Engine(f"{options.name} decode", nics=options.nics, timeout=options.timeout)
+            self._decoder = kv.Decoder(
+                options.name, cache.layout, [cache.rank(self._engine, remote_write=True)], heartbeat=options.heartbeat,
+                cancel_timeout=options.cancel_timeout, quarantine=options.quarantine)
         self._peers: Dict[bytes, kv.Peer] = {}
         self._requests: Dict[str, kv.Request] = {}
         self._waiting: Dict[kv.Request, Tuple[str, bytes, int, float]] = {}
@@ -116,10 +131,11 @@ class PrefillWorker:
 
     def __init__(self, cache: Cache, options: "Options") -> None:
         self._options = options
-        self._engine = Engine(f"{options.name} prefill", nics=options.nics, timeout=options.timeout)
-        self._prefiller = kv.Prefiller(
-            options.name, cache.layout, [cache.rank(self._engine, remote_write=False)], heartbeat=options.heartbeat,
-            cancel_timeout=options.cancel_timeout)
+        with _on_all_processors():
+            self._engine = Engine(f"{options.name} prefill", nics=options.nics, timeout=options.timeout)
+            self._prefiller = kv.Prefiller(
+                options.name, cache.layout, [cache.rank(self._engine, remote_write=False)], heartbeat=options.heartbeat,
+                cancel_timeout=options.cancel_timeout)
         self.address = self._prefiller.address
         self._index = {name: index for index, name in enumerate(cache.layers)}
         self._layers = len(cache.layers)
