@@ -19,6 +19,7 @@
             var lease: String?
             var announced: [String: DirectoryEntry] = [:]
             var keeper: Task<Void, Never>?
+            var last: Task<Void, any Error>?
             var preferred = 0
         }
 
@@ -57,17 +58,20 @@
 
         /// See `TransferDirectory`. From now on the entry is kept alive.
         public func announce(_ entry: DirectoryEntry) async throws(TransferError) {
-            guard !entry.name.isEmpty else { throw TransferError(.invalidArgument, "an entry has a name") }
-            state.withLock { $0.announced[entry.name] = entry }
+            guard (try? DirectoryEntry(line: entry.line)) == entry else {
+                throw TransferError(
+                    .invalidArgument,
+                    "'\(entry.name)' is no name: names and URLs have no spaces, and names are not empty")
+            }
+            let before = state.withLock { $0.announced.updateValue(entry, forKey: entry.name) }
             do {
-                // A lease that etcd has forgotten meanwhile is no failure of this call's.
-                if let known = state.withLock({ $0.lease }), try await !isAlive(known) {
-                    state.withLock { $0.lease = nil }
+                try await inTurn { [self] in
+                    guard let lease = try await keptLease() else { return }
+                    try await put(entry, lease)
                 }
-                try await put(entry, try await lease())
             } catch {
                 // The caller may try again or go on; either way nothing is announced behind its back.
-                state.withLock { $0.announced[entry.name] = nil }
+                state.withLock { $0.announced[entry.name] = before }
                 throw error
             }
             state.withLock {
@@ -76,7 +80,7 @@
                 $0.keeper = Task { [weak self] in
                     while !Task.isCancelled {
                         try? await Task.sleep(for: pause)
-                        await self?.keepAlive()
+                        try? await self?.inTurn { [weak self] in _ = try await self?.keptLease() }
                         if self == nil { return }
                     }
                 }
@@ -140,15 +144,35 @@
 
         // The lease
 
-        private func keepAlive() async {
-            let known = state.withLock { state in state.lease.map { ($0, state.announced) } }
-            guard let (lease, _) = known, let isThere = try? await isAlive(lease), !isThere else { return }
-            // Etcd was away for longer than we live, or has lost what it knew.
+        /// The lease, kept alive. Nil when it is a new one, because etcd has lost the one before: all entries hang on it then.
+        private func keptLease() async throws(TransferError) -> String? {
+            if let known = state.withLock({ $0.lease }), try await isAlive(known) { return known }
+            // Known only when everything hangs on it: whatever fails is done again.
             state.withLock { $0.lease = nil }
-            guard let new = try? await self.lease() else { return }
+            let new = try await grantLease()
             for entry in state.withLock({ Array($0.announced.values) }) {
-                try? await put(entry, new)
-                if state.withLock({ $0.announced[entry.name] == nil }) { try? await withdraw(entry.name) }
+                try await put(entry, new)
+                if state.withLock({ $0.announced[entry.name] == nil }) { try await withdraw(entry.name) }
+            }
+            state.withLock { $0.lease = new }
+            return nil
+        }
+
+        /// One after the other: of two that renew the lease at once, one would leave its entries on the one that ends.
+        private func inTurn(_ work: @escaping @Sendable () async throws -> Void) async throws(TransferError) {
+            let task = state.withLock { state in
+                let before = state.last
+                let task = Task {
+                    _ = await before?.result
+                    try await work()
+                }
+                state.last = task
+                return task
+            }
+            do {
+                try await task.value
+            } catch {
+                throw error as? TransferError ?? TransferError(.unavailable, "etcd: \(error)")
             }
         }
 
@@ -158,13 +182,11 @@
             return (answer.result?.TTL.flatMap { Int($0) } ?? 0) > 0
         }
 
-        private func lease() async throws(TransferError) -> String {
-            if let known = state.withLock({ $0.lease }) { return known }
+        private func grantLease() async throws(TransferError) -> String {
             let seconds = timeToLive.components.seconds + (timeToLive.components.attoseconds > 0 ? 1 : 0)
             let answer: EtcdLeaseGrantResponse = try await call(
                 "/v3/lease/grant", EtcdLeaseGrantRequest(TTL: "\(seconds)"))
             guard let new = answer.ID else { throw TransferError(.unavailable, "etcd granted no lease") }
-            state.withLock { $0.lease = new }
             return new
         }
 

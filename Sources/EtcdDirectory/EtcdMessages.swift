@@ -4,9 +4,8 @@
     // The messages of etcd's JSON gateway (api/etcdserverpb/rpc.proto and api/mvccpb/kv.proto of etcd 3.4): bytes are
     // base64, 64-bit numbers are strings, and a field whose value is zero is left out.
 
-    /// Of every answer: which cluster said so, and when.
+    /// Of every answer: when it was so.
     struct EtcdHeader: Decodable {
-        var cluster_id: String?
         var revision: String?
     }
 

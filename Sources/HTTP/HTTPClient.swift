@@ -115,7 +115,7 @@
                         channel.eventLoop.makeCompletedFuture {
                             let pipeline = channel.pipeline.syncOperations
                             try pipeline.addHTTPClientHandlers()
-                            try pipeline.addHandler(RequestParts())
+                            try pipeline.addHandler(ByteBufferParts<HTTPRequestHead>())
                             return try Connection(wrappingChannelSynchronously: channel)
                         }
                     }
@@ -136,22 +136,6 @@
             head.headers.replaceOrAdd(name: "Connection", value: "close")
             head.headers.replaceOrAdd(name: "Content-Length", value: "\(request.body.readableBytes)")
             return [.head(head), .body(request.body), .end(nil)]
-        }
-
-        /// Values that may be sent to another thread, to those that the encoder takes.
-        private final class RequestParts: ChannelOutboundHandler {
-            typealias OutboundIn = HTTPPart<HTTPRequestHead, ByteBuffer>
-            typealias OutboundOut = HTTPClientRequestPart
-
-            func write(context: ChannelHandlerContext, data: NIOAny, promise: EventLoopPromise<Void>?) {
-                let part: HTTPClientRequestPart =
-                    switch Self.unwrapOutboundIn(data) {
-                    case .head(let head): .head(head)
-                    case .body(let bytes): .body(.byteBuffer(bytes))
-                    case .end(let trailers): .end(trailers)
-                    }
-                context.write(Self.wrapOutboundOut(part), promise: promise)
-            }
         }
     }
 #endif

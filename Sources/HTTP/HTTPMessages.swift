@@ -95,6 +95,22 @@
         package init(_ description: String) { self.description = description }
     }
 
+    /// Parts that may be sent to another thread, to those that NIO's encoders take.
+    final class ByteBufferParts<Head: Sendable & Equatable>: ChannelOutboundHandler {
+        typealias OutboundIn = HTTPPart<Head, ByteBuffer>
+        typealias OutboundOut = HTTPPart<Head, IOData>
+
+        func write(context: ChannelHandlerContext, data: NIOAny, promise: EventLoopPromise<Void>?) {
+            let part: OutboundOut =
+                switch Self.unwrapOutboundIn(data) {
+                case .head(let head): .head(head)
+                case .body(let bytes): .body(.byteBuffer(bytes))
+                case .end(let trailers): .end(trailers)
+                }
+            context.write(Self.wrapOutboundOut(part), promise: promise)
+        }
+    }
+
     /// Ends work that takes longer than `limit`. The work has to notice that its task is cancelled.
     /// - Throws: What the work throws, or `HTTPFailure`.
     package func within<Result: Sendable>(

@@ -79,7 +79,7 @@
                             try pipeline.addHandler(ClosesWhenIdle())
                             // A second request is read from the stream when the first has been answered.
                             try pipeline.configureHTTPServerPipeline(withPipeliningAssistance: false)
-                            try pipeline.addHandler(ResponseParts())
+                            try pipeline.addHandler(ByteBufferParts<HTTPResponseHead>())
                             let parts = try Parts(wrappingChannelSynchronously: channel)
                             connections.add(channel)
                             Task {
@@ -203,22 +203,6 @@
             func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
                 if event is IdleStateHandler.IdleStateEvent { context.close(promise: nil) }
                 context.fireUserInboundEventTriggered(event)
-            }
-        }
-
-        /// Values that may be sent to another thread, to those that the encoder takes.
-        private final class ResponseParts: ChannelOutboundHandler {
-            typealias OutboundIn = HTTPPart<HTTPResponseHead, ByteBuffer>
-            typealias OutboundOut = HTTPServerResponsePart
-
-            func write(context: ChannelHandlerContext, data: NIOAny, promise: EventLoopPromise<Void>?) {
-                let part: HTTPServerResponsePart =
-                    switch Self.unwrapOutboundIn(data) {
-                    case .head(let head): .head(head)
-                    case .body(let bytes): .body(.byteBuffer(bytes))
-                    case .end(let trailers): .end(trailers)
-                    }
-                context.write(Self.wrapOutboundOut(part), promise: promise)
             }
         }
     }

@@ -45,6 +45,8 @@
         private var state: RouterState
         private var metrics = RouterMetrics()
         private var listening: Int?
+        /// Instances that are being asked at the moment.
+        private var looking: Set<String> = []
 
         /// A router that knows nobody.
         /// - Parameters:
@@ -113,17 +115,19 @@
         }
 
         private func look() async throws {
-            while true {
-                await withDiscardingTaskGroup { group in
-                    for instance in state.instances.values {
+            try await withThrowingDiscardingTaskGroup { group in
+                while true {
+                    // One that is slow to answer holds up no look at another.
+                    for instance in state.instances.values where looking.insert(instance.url).inserted {
                         group.addTask { [self] in await look(at: instance) }
                     }
+                    try await Task.sleep(for: configuration.lookInterval)
                 }
-                try await Task.sleep(for: configuration.lookInterval)
             }
         }
 
         private func look(at instance: RouterState.Instance) async {
+            defer { looking.remove(instance.url) }
             guard let address = try? HTTPAddress(instance.url) else { return }
             let answer = try? await client.fetch(
                 HTTPRequest(.GET, "/health"), from: address, within: .seconds(5))

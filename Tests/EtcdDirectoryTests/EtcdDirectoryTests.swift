@@ -198,6 +198,25 @@
             }
         }
 
+        /// Whoever announces something after etcd has lost its data announces all that he had before, and a name that
+        /// cannot be read back is refused.
+        @Test func whatIsAnnouncedAnewBringsTheRestAlong() async throws {
+            let etcd = try await Etcd()
+            // So long that nobody looks at the lease in between.
+            let mine = try EtcdDirectory(endpoints: [etcd.endpoint], timeToLive: .seconds(300))
+            try await mine.announce(entry("a"))
+            etcd.stop()
+            await #expect(throws: TransferError.self) { try await mine.announce(entry("a", engine: 9)) }
+            try etcd.loseData()
+            try await etcd.start()
+            try await mine.announce(entry("b"))
+            #expect(try await mine.entries() == [entry("a"), entry("b")])
+            for name in ["", "a b"] {
+                await #expect(throws: TransferError.self) { try await mine.announce(entry(name)) }
+            }
+            #expect(try await mine.entries().count == 2)
+        }
+
         @Test func whatIsWrongIsSaid() async throws {
             for endpoints in [[], ["https://127.0.0.1:2379"], ["http://"], ["http://host:port"]] {
                 let error = #expect(throws: TransferError.self) { try EtcdDirectory(endpoints: endpoints) }
