@@ -10,7 +10,7 @@ struct OutgoingRing: ~Copyable {
     private var head: UInt64 = 0
 
     /// A record whose fate is not known yet.
-    private struct Pending {
+    struct Pending {
         var record: UInt64
         var end: UInt64
         var context: UInt64

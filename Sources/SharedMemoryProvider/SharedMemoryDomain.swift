@@ -39,7 +39,13 @@ public final class SharedMemoryDomain: FabricDomain {
         /// Contexts of what was in the rings of peers that were let go.
         var orphans: [UInt64] = []
         var seenDoorbell: UInt64 = .max
+        /// Since when something waits in the rings of peers that have read nothing; 0 before somebody asked.
+        var waitingSince: UInt64 = 0
+        var pollDue = UInt64.max
     }
+
+    /// How long peers that read nothing are looked at without pause, and how often afterwards, in nanoseconds.
+    private static let patience: UInt64 = 1_000_000
 
     /// What the data path needs of a peer.
     struct PeerState: ~Copyable {
@@ -247,6 +253,7 @@ public final class SharedMemoryDomain: FabricDomain {
             guard peers[peer].outgoing.count > 0 else { continue }
             unsafe peers[peer].outgoing[0].collect(into: completions, &count)
         }
+        if count > 0 { state.value.waitingSince = 0 }
         if isReceiver { unsafe drain(completions, &count) }
         return count
     }
@@ -295,12 +302,27 @@ public final class SharedMemoryDomain: FabricDomain {
     }
 
     public func prepareToSleep() -> Bool {
-        for peer in 0..<state.value.peerCount {
-            if peers[peer].outgoing.count > 0, !peers[peer].outgoing[0].isEmpty { return false }
-        }
+        guard mayWait() else { return false }
         return !isReceiver
             || host.page.signals.doorbell.load(ordering: .sequentiallyConsistent) == state.value.seenDoorbell
     }
+
+    /// Whether nothing waits in the rings of peers, or nothing that they are about to read: whoever empties a ring does not say
+    /// so, but a peer that stands still must not cost a processor here.
+    private func mayWait() -> Bool {
+        state.value.pollDue = .max
+        let waits = (0..<state.value.peerCount).contains {
+            peers[$0].outgoing.count > 0 && !peers[$0].outgoing[0].isEmpty
+        }
+        guard waits else { return true }
+        let now = te_monotonic_nanoseconds()
+        if state.value.waitingSince == 0 { state.value.waitingSince = now }
+        guard now - state.value.waitingSince >= Self.patience else { return false }
+        state.value.pollDue = now + Self.patience
+        return true
+    }
+
+    public var pollDue: UInt64 { state.value.pollDue }
 
     public var wakeDescriptor: Int32 { -1 }
 }

@@ -15,34 +15,66 @@
 @safe public struct Table<Element: ~Copyable>: ~Copyable {
     // `base` points to `count` initialised elements from `init` to `deinit`. An empty table allocates nothing: its `base`
     // is nil and behind the bounds check.
-    @usableFromInline let base: UnsafeMutablePointer<Element>?
-    /// How many elements there are.
-    public let count: Int
+    #if THREAD_SANITIZER
+        // One word, with the count in front of the elements: Swift 6.3 breaks off when it instruments a change of an element of
+        // a noncopyable structure that is more than a pointer (swiftlang/swift#86265).
+        @usableFromInline let head: UnsafeMutableRawPointer
+        @inlinable static var headBytes: Int { max(64, MemoryLayout<Element>.alignment) }
+        @inlinable var base: UnsafeMutablePointer<Element>? {
+            unsafe UnsafeMutablePointer<Element>(OpaquePointer(head + Self.headBytes))
+        }
+        /// How many elements there are.
+        @inlinable public var count: Int { unsafe head.load(as: Int.self) }
+    #else
+        @usableFromInline let base: UnsafeMutablePointer<Element>?
+        /// How many elements there are.
+        public let count: Int
+    #endif
 
     /// Makes `count` elements, one after the other.
     /// - Complexity: O(count), with one allocation.
     @inlinable public init(count: Int, _ element: (Int) -> Element) {
         precondition(count >= 0, "a table of negative size")
-        self.count = count
         guard count > 0 else {
-            unsafe base = nil
+            self.init()
             return
         }
-        let memory = UnsafeMutablePointer<Element>.allocate(capacity: count)
-        for index in 0..<count { unsafe (memory + index).initialize(to: element(index)) }
-        unsafe base = memory
+        self.init(memoryFor: count)
+        for index in 0..<count { unsafe (base.unsafelyUnwrapped + index).initialize(to: element(index)) }
     }
 
-    /// Makes a table without elements, and without memory.
-    @inlinable public init() {
-        count = 0
-        unsafe base = nil
-    }
+    #if THREAD_SANITIZER
+        /// Makes a table without elements, and without memory.
+        @inlinable public init() { self.init(memoryFor: 0) }
 
-    @inlinable deinit {
-        unsafe base?.deinitialize(count: count)
-        unsafe base?.deallocate()
-    }
+        @inlinable init(memoryFor count: Int) {
+            let byteCount = Self.headBytes + count * MemoryLayout<Element>.stride
+            let memory = UnsafeMutableRawPointer.allocate(byteCount: byteCount, alignment: Self.headBytes)
+            unsafe memory.storeBytes(of: count, as: Int.self)
+            unsafe head = memory
+        }
+
+        @inlinable deinit {
+            unsafe base?.deinitialize(count: count)
+            unsafe head.deallocate()
+        }
+    #else
+        /// Makes a table without elements, and without memory.
+        @inlinable public init() {
+            count = 0
+            unsafe base = nil
+        }
+
+        @inlinable init(memoryFor count: Int) {
+            self.count = count
+            unsafe base = .allocate(capacity: count)
+        }
+
+        @inlinable deinit {
+            unsafe base?.deinitialize(count: count)
+            unsafe base?.deallocate()
+        }
+    #endif
 
     /// Element `index`. Traps outside of `0..<count`.
     /// - Complexity: O(1), one comparison.

@@ -152,11 +152,11 @@ final class DomainGroup {
     }
 
     /// Whether nothing needs a progress thread until somebody wakes it. Announced beforehand through
-    /// `TargetPage.sleeping`, so that nothing is missed in between.
-    func maySleep() -> Bool {
-        if submissions.mayHaveItems || !hot.value.ready.isEmpty || !hot.value.finished.isEmpty {
-            return false
-        }
+    /// `TargetPage.sleeping`, so that nothing is missed in between. What NICs have pushed back is tried again without pause,
+    /// unless the group `isStuck`: then for a moment only, since nobody announces that there is room.
+    func maySleep(isStuck: Bool) -> Bool {
+        if submissions.mayHaveItems || !hot.value.finished.isEmpty { return false }
+        if !hot.value.ready.isEmpty, !isStuck { return false }
         for index in 0..<hot.value.waitCount {
             let slot = waits[index]
             if page.eighths(of: slots[slot].immediate) >= slots[slot].expectedEighths { return false }

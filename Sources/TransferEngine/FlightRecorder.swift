@@ -11,7 +11,7 @@ internal import TransferCore
 ///
 /// Reading the time is the dearest part of an event, so events that belong together share one reading: `tick()` takes it.
 struct FlightRecorder: ~Copyable {
-    private struct Entry: ~Copyable {
+    struct Entry: ~Copyable {
         let time = Atomic<UInt64>(0)
         let word = Atomic<UInt64>(0)
         let first = Atomic<UInt64>(0)
@@ -19,7 +19,7 @@ struct FlightRecorder: ~Copyable {
     }
 
     /// What the writer alone uses.
-    private struct Writer {
+    struct Writer {
         var time: UInt64 = 0
         var writesAtOnce: UInt64 = 0
         var bytesAtOnce: UInt64 = 0

@@ -243,12 +243,12 @@ public final class TransferEngine: @unchecked Sendable {
     private static func work(
         _ worker: ThreadOwner<TransferEngine>, _ lifetime: WorkerLifetime
     ) {
-        var idleSince: UInt64 = 0
+        var idle = Idle()
         var goesOn = true
         while goesOn {
             worker.use { engine in
                 lifetime.isInPass.store(true, ordering: .relaxed)
-                goesOn = engine.pass(&idleSince)
+                goesOn = engine.pass(&idle)
                 lifetime.isInPass.store(false, ordering: .relaxed)
                 let kept = engine.group.takeKeptOwner()
                 if lifetime.endsAfterPass.load(ordering: .relaxed) { engine.end() }
@@ -259,7 +259,7 @@ public final class TransferEngine: @unchecked Sendable {
     }
 
     /// One round of the worker; false after the last.
-    private func pass(_ idleSince: inout UInt64) -> Bool {
+    private func pass(_ idle: inout Idle) -> Bool {
         if progressToken.load(ordering: .relaxed) == 0 {
             // pairs with the load in startWorker()
             progressToken.store(PlatformThread.token, ordering: .releasing)
@@ -270,30 +270,45 @@ public final class TransferEngine: @unchecked Sendable {
             return false
         }
         if group.progress() {
-            idleSince = 0
+            idle = Idle()
             return true
         }
         te_cpu_relax()
         guard case .adaptive(let spinNanoseconds) = configuration.progress else { return true }
         let now = te_monotonic_nanoseconds()
-        if idleSince == 0 { idleSince = now }
+        if idle.since == 0 { idle = Idle(since: now, lookedAt: now) }
+        guard now - idle.lookedAt >= spinNanoseconds else { return true }
+        switch sleep(isStuck: now - idle.since >= Self.stuckNanoseconds) {
+        case .woken: idle = Idle()
+        case .awake: idle.lookedAt = now
         // After a sleep in which nothing happened one look suffices.
-        if now - idleSince >= spinNanoseconds, sleep() { idleSince = 0 }
+        case .timePassed: break
+        }
         return true
     }
 
+    /// How long nothing has happened, as the worker sees it: since when, and when it last tried to sleep.
+    private struct Idle {
+        var since: UInt64 = 0
+        var lookedAt: UInt64 = 0
+    }
+    private enum Sleep { case woken, awake, timePassed }
+
+    /// A NIC that has taken nothing for so long is asked again once a millisecond instead of without pause: a peer that stands
+    /// still costs no processor here.
+    private static let stuckNanoseconds: UInt64 = 1_000_000
+
     /// Sleeps until something is submitted, arrives or is due. Whoever brings something looks at `sleeping` after it has
     /// made its change visible; we look for changes after we have set `sleeping`. So one of the two sees the other.
-    /// Returns false when only time has passed.
-    private func sleep() -> Bool {
+    private func sleep(isStuck: Bool) -> Sleep {
         page.signals.sleeping.store(1, ordering: .sequentiallyConsistent)
         defer { page.signals.sleeping.store(0, ordering: .sequentiallyConsistent) }
         guard !hasTasks.load(ordering: .sequentiallyConsistent),
             !isStopping.load(ordering: .sequentiallyConsistent),
-            group.maySleep()
-        else { return true }
+            group.maySleep(isStuck: isStuck)
+        else { return .awake }
         group.checkDeadlines()
-        var milliseconds = group.watchMilliseconds
+        var milliseconds = group.hot.value.ready.isEmpty ? group.watchMilliseconds : 1
         let next = group.nextDeadline
         if next != .max {
             let left = (next - min(next, group.hot.value.now)) / 1_000_000 + 1
@@ -308,7 +323,7 @@ public final class TransferEngine: @unchecked Sendable {
         }
         if isWoken { _ = te_event_drain(wakeFile) }
         group.checkDeadlines()
-        return isWoken
+        return isWoken ? .woken : .timePassed
     }
 
     /// Wakes the worker if it sleeps. The caller has made its change visible with a sequentially consistent operation.

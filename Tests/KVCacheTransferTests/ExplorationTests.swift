@@ -252,7 +252,18 @@ extension Array where Element: Equatable {
         #expect(liveness.tick(now: 1100) == .beat)
         #expect(liveness.tick(now: 1150) == .alive)
         liveness.hear(now: 1150)
-        #expect(liveness.tick(now: 1449) == .beat)
+        #expect(liveness.tick(now: 1250) == .beat)
+        #expect(liveness.tick(now: 1350) == .beat)
+        #expect(liveness.tick(now: 1449) == .alive)
         #expect(liveness.tick(now: 1450) == .lost)
+    }
+
+    @Test func whoStoodStillItselfTakesNobodyForDead() {
+        var liveness = PeerLiveness(intervalNanoseconds: 100, intervals: 3, now: 1000)
+        #expect(liveness.tick(now: 1100) == .beat)
+        // A second later: one interval of silence more, not ten.
+        #expect(liveness.tick(now: 2100) == .beat)
+        #expect(liveness.tick(now: 2199) == .alive)
+        #expect(liveness.tick(now: 2200) == .lost)
     }
 }

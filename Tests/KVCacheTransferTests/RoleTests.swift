@@ -48,8 +48,8 @@ import Testing
         let prefiller: KVPrefiller
         let decoder: KVDecoder
         let events = Events()
-        private var time: UInt64 = 0
-        var decoderTime: UInt64 = 1 << 40
+        fileprivate var time: UInt64 = 0
+        var decoderTime: UInt64 = 0
 
         init(
             _ sourceLayout: KVLayout = RoleTests.layout, _ targetLayout: KVLayout = RoleTests.layout,
@@ -366,7 +366,7 @@ import Testing
 extension RoleTests.Setup {
     /// Lets time go on for the decoder only.
     func untilDecoderTicks() async throws {
-        decoderTime += 25_000_000
+        decoderTime = max(decoderTime, time) + 25_000_000
         decoder.tick(nowNanoseconds: decoderTime)
         try await Task.sleep(for: .milliseconds(5))
     }

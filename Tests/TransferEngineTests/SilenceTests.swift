@@ -173,4 +173,34 @@ import Testing
         try engine.disconnect(peer)
         #expect(engine.tick() == .max, "and not at all when nobody wants it")
     }
+
+    /// A peer that stands still costs no processor here, whether what is for it waits in its ring or found no room there.
+    @Test(.timeLimit(.minutes(1)), arguments: [1, 600]) func aPeerThatStandsStillIsLookedAtNowAndThen(
+        messages: Int
+    ) async throws {
+        let target = try TransferEngine(Configuration(name: "stands still", progress: .manual))
+        defer { target.close() }
+        let arrived = Mutex(0)
+        try target.receive { _, _ in arrived.withLock { $0 += 1 } }
+        var configuration = Configuration(name: "waits")
+        configuration.liveness.interval = .seconds(30)
+        let source = try TransferEngine(configuration)
+        defer { source.close() }
+        let peer = try source.connect(to: target.address)
+        let sent = try (0..<messages).map { _ in
+            try source.send([UInt8](repeating: 7, count: 4000), to: peer)
+        }
+        try await Task.sleep(for: .milliseconds(50))
+        let before = try source.perform { $0.hot.value.rounds }
+        try await Task.sleep(for: .milliseconds(200))
+        let rounds = try source.perform { $0.hot.value.rounds } - before
+        #expect(rounds < 1000, "some hundred looks in 0.2 s, and not some hundred thousand")
+        #expect(source.status(of: sent[messages - 1]) == .pending)
+        let end = ContinuousClock.now + .seconds(20)
+        while sent.contains(where: { source.status(of: $0) == .pending }), ContinuousClock.now < end {
+            target.progress()
+        }
+        #expect(sent.allSatisfy { source.status(of: $0) == .complete })
+        #expect(arrived.withLock { $0 } == messages)
+    }
 }
