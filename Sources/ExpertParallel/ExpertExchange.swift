@@ -129,7 +129,7 @@ public final class ExpertExchange {
                 )
             }
             peers[rank].peer = try engine.connect(to: address.engine)
-            peers[rank].remote = try engine.attach(address.region)
+            peers[rank].remote = try engine.attach(address.region, as: .urgent)
             peers[rank].firstImmediate = address.firstImmediate
             let common = ours.first { fabric in address.region.nics.contains { $0.fabric == fabric } }
             peers[rank].isDirect = common == "shm"

@@ -322,6 +322,7 @@ public final class SharedMemoryDomain: FabricDomain {
         return true
     }
 
+    /// A while later, when something waits in the rings of peers that read nothing.
     public var pollDue: UInt64 { state.value.pollDue }
 
     public var wakeDescriptor: Int32 { -1 }

@@ -45,17 +45,20 @@ final class Running {
         let to = processes[operation.to]
         let engine = owner.engine
         let immediate = Immediate(truncatingIfNeeded: number + 1)
+        let trafficClass = Self.trafficClass(number, seed)
         switch operation.kind {
         case .write(let bytes):
             guard let part = Self.part(to, bytes, &random) else { return nil }
             parts = [part]
             transfer = try engine.write(
                 from: owner.source, sourceOffset: part.pieces[0].source, byteCount: bytes,
-                to: engine.attach(to.descriptor), targetOffset: part.pieces[0].target, immediate: immediate)
+                to: engine.attach(to.descriptor, as: trafficClass), targetOffset: part.pieces[0].target,
+                immediate: immediate)
         case .pages(let count, let bytes):
             guard let part = Self.pages(to, count, bytes, &random) else { return nil }
             parts = [part.part]
-            transfer = try Self.writePages(part, count, bytes, owner, to, immediate)
+            let remote = try engine.attach(to.descriptor, as: trafficClass)
+            transfer = try Self.writePages(part, count, bytes, owner, remote, immediate)
         case .scatter(let bytes):
             var slices: [(slice: ScatterSlice, target: RemoteMemory)] = []
             for process in processes where process.isAlive && process !== owner {
@@ -64,7 +67,7 @@ final class Running {
                 let piece = part.pieces[0]
                 let slice = ScatterSlice(
                     sourceOffset: piece.source, byteCount: bytes, targetOffset: piece.target)
-                slices.append((slice, try engine.attach(process.descriptor)))
+                slices.append((slice, try engine.attach(process.descriptor, as: trafficClass)))
             }
             transfer = try engine.scatter(from: owner.source, slices, immediate: immediate)
         case .immediate:
@@ -107,12 +110,16 @@ final class Running {
         return (Part(process: process, grant: grant, pieces: pieces, counts: count), sources, targets)
     }
 
+    /// With every other seed the writes are of all classes.
+    private static func trafficClass(_ number: Int, _ seed: UInt64) -> TrafficClass {
+        seed % 2 == 0 ? .normal : TrafficClass.allCases[number % TrafficClass.allCases.count]
+    }
+
     private static func writePages(
-        _ paged: Paged, _ count: Int, _ bytes: Int, _ owner: SimulatedProcess, _ to: SimulatedProcess,
+        _ paged: Paged, _ count: Int, _ bytes: Int, _ owner: SimulatedProcess, _ remote: RemoteMemory,
         _ immediate: Immediate
     ) throws(TransferError) -> Transfer {
-        let remote = try owner.engine.attach(to.descriptor)
-        let offset = to.grants[paged.part.grant].range.lowerBound
+        let offset = paged.part.process.grants[paged.part.grant].range.lowerBound
         let result = unsafe paged.sources.withUnsafeBufferPointer { sources in
             unsafe paged.targets.withUnsafeBufferPointer { targets -> Result<Transfer, TransferError> in
                 do throws(TransferError) {

@@ -53,6 +53,8 @@ public struct Configuration: Sendable {
     public var timeout: Duration
     /// When silent NICs and peers are asked whether they live, and when they count as lost.
     public var liveness = Liveness()
+    /// How far transfers hold themselves back for more urgent ones (`TrafficClass`).
+    public var yielding = Yielding()
     /// Events that the flight recorder keeps, 32 bytes each, up to a power of two; 0 is none.
     public var traceEvents: Int
     /// A directory that gets the flight recorder's content, for `te trace`, when a transfer stalls: at most once a second and

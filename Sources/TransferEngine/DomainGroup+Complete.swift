@@ -47,6 +47,7 @@ extension DomainGroup {
     private func complete(
         _ slot: inout TransferSlot, _ index: UInt32, _ completion: Completion, _ domain: Int
     ) {
+        if hot.value.traffic.isMixed { noteEnd(&slot, Int(completion.count), of: slot.inFlight) }
         slot.inFlight -= Int(completion.count)
         slot.completed += Int(completion.count)
         slot.lastProgress = hot.value.now

@@ -129,7 +129,7 @@ extension DomainGroup {
         guard let address = try? EngineAddress(decoding: address), address.landing.engine == sender,
             links.peers.count < Limits.peers, let index = freeAttachments.pop()
         else { return }
-        guard var made = try? TransferEngine.resolve(address.landing, self) else {
+        guard var made = try? TransferEngine.resolve(address.landing, .normal, self) else {
             freeAttachments.push(index)
             return
         }

@@ -64,7 +64,7 @@ extension DomainGroup {
         for (rail, end) in zip(rails.indices, Rail.ends(widths)) { rails[rail].end = end }
         return Attachment(
             generation: nextGeneration(), peer: whole.peer, isWritable: whole.isWritable,
-            length: whole.length,
+            trafficClass: whole.trafficClass, length: whole.length,
             rails: Table(rails), keys: Table(keys), links: Table(links),
             maximumWriteBytes: keys.reduce(.max) { min($0, $1.maximumWriteBytes) },
             completesAtOnce: keys.allSatisfy(\.completesAtOnce),

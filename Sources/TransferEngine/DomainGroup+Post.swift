@@ -25,6 +25,7 @@ extension DomainGroup {
         case .write, .paged, .scatter, .barrier:
             slot.isPosting = true
             if hot.value.downLinks > 0 { redirect(&slot) }
+            classify(&slot)
             hot.value.sequence &+= 1
             slot.sequence = hot.value.sequence
             slot.isSilentStage = slot.eighths > 0 && needsSilentStage(&slot)
@@ -48,8 +49,22 @@ extension DomainGroup {
     func pumpReady() -> Bool {
         let before = hot.value.posted
         defer { hot.value.batchLimit = Limits.requestsPerPost }
+        if hot.value.traffic.isMixed {
+            for trafficClass in TrafficClass.allCases { pumpReady(trafficClass) }
+        } else {
+            pumpReady(nil)
+        }
+        return hot.value.posted != before
+    }
+
+    /// Gives the slots of a class, or all, a turn.
+    private func pumpReady(_ trafficClass: TrafficClass?) {
         for _ in 0..<hot.value.ready.count {
             let index = hot.value.ready.removeFirst()
+            if let trafficClass, slots[index].trafficClass ?? .urgent != trafficClass {
+                hot.value.ready.append(index)
+                continue
+            }
             slots[index].isReady = false
             // Many slots may wait for the same full NIC: each tries a few requests before it prepares more.
             hot.value.batchLimit = Limits.requestsPerRetry
@@ -59,12 +74,12 @@ extension DomainGroup {
                 pump(&slots[index], index)
             }
         }
-        return hot.value.posted != before
     }
 
     /// Posts what can be posted; a slot that is pushed back waits in `ready`. What it still needs afterwards it owns.
     private func pump(_ slot: inout TransferSlot, _ index: UInt32) {
         var flow = Flow.posted
+        hot.value.traffic.turnBytes = 0
         if slot.isPosting {
             flow = slot.kind == .paged ? postPages(&slot, index) : postTargets(&slot, index)
             if flow == .posted {
@@ -177,10 +192,19 @@ extension DomainGroup {
                 end = divert(&slot, domain, &accepted, count)
                 if accepted == count { break }
             }
+            let mayYield = mayYield(slot)
+            if mayYield {
+                let allowance = allowance(slot, accepted, end)
+                if allowance == 0 { return .blocked }
+                end = accepted + allowance
+            }
             // The batch does not move, and its requests stay good until they are filled anew.
             let result = unsafe domains[domain].post(
                 UnsafeBufferPointer(start: batch.address(of: accepted), count: end - accepted))
             tally(result, domain, from: accepted)
+            if mayYield {
+                noteBytes(&slot, accepted..<accepted + result.accepted, isComplete: result.isComplete)
+            }
             accepted += result.accepted
             hot.value.posted &+= UInt64(result.accepted)
             if result.isComplete {
@@ -496,7 +520,9 @@ extension DomainGroup {
             pageBytes: slot.length,
             areAdjacent: slot.sourceStride == slot.length && slot.targetStride == slot.length,
             counts: slot.eighths > 0, countsManyBytes: countsManyBytes[attachment.rails[rail].local],
-            maximumWriteBytes: attachment.keys[rail].maximumWriteBytes)
+            maximumWriteBytes: mayYield(slot)
+                ? min(attachment.keys[rail].maximumWriteBytes, UInt64(yielding.bytes))
+                : attachment.keys[rail].maximumWriteBytes)
     }
 
     /// Pages longer than the longest write: cut, the counted chunk of each last.

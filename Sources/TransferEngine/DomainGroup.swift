@@ -50,6 +50,7 @@ final class DomainGroup {
     let messages = MessageInbox()
     let links = Links()
     let liveness: Liveness
+    let yielding: Yielding
     /// Nil without a cluster key.
     let authenticator: Authenticator?
     /// Messages that were not taken. Callable from anywhere.
@@ -89,6 +90,7 @@ final class DomainGroup {
         /// Slots below this have been used.
         var usedSlots = 0
         var posted: UInt64 = 0
+        var traffic = Traffic()
         /// Requests that the next batch may have.
         var batchLimit = Limits.requestsPerPost
         /// Control messages that NICs have taken.
@@ -104,12 +106,14 @@ final class DomainGroup {
 
     init(
         domains: [any FabricDomain], page: TargetPage, clock: any TransferClock, planner: StripePlanner,
-        name: String, liveness: Liveness, attachments attachmentLimit: Int, authenticator: Authenticator?,
+        name: String, liveness: Liveness, yielding: Yielding, attachments attachmentLimit: Int,
+        authenticator: Authenticator?,
         recorder: consuming FlightRecorder
     ) {
         attachments = Table(count: attachmentLimit) { _ in Attachment() }
         freeAttachments = IndexStack(capacity: attachmentLimit)
         self.liveness = liveness
+        self.yielding = yielding
         self.authenticator = authenticator
         self.page = page
         self.clock = clock

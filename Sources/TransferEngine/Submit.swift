@@ -35,6 +35,8 @@ extension TransferSlot {
         if !senders.isEmpty { senders = [] }
         reason = nil
         inFlight = 0
+        bytesInFlight = 0
+        trafficClass = nil
         completed = 0
         expectedEighths = 0
         pages.forget()
@@ -120,6 +122,9 @@ extension TransferEngine {
         let request = unsafe UnsafeBufferPointer(start: group.batch.address(of: 0), count: 1)
         guard unsafe group.domains[domain].post(request).accepted == 1 else { return false }
         group.recorder.wroteAtOnce(byteCount)
+        if group.hot.value.traffic.isMixed, byteCount > 0 {
+            group.hot.value.traffic.note(attachment.trafficClass, at: group.recorder.now())
+        }
         group.tallyAtOnce(byteCount, domain, attachment.peer)
         return true
     }

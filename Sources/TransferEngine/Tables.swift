@@ -24,6 +24,7 @@ struct Attachment: ~Copyable {
     /// The place of the peer's numbers in `Links.totals`.
     var peer: UInt32 = 0
     var isWritable = false
+    var trafficClass = TrafficClass.normal
     var length = 0
     /// `Rail.local` is the index of a domain.
     var rails = Table<Rail>()

@@ -47,7 +47,7 @@ public final class TransferEngine: @unchecked Sendable {
         var regions: [UInt32: RegisteredRegion] = [:]
         /// Entries that a registration is about to take.
         var reservedRegions: Set<UInt32> = []
-        var attached: [RemoteRegion: RemoteMemory] = [:]
+        var attached: [TrafficClass: [RemoteRegion: RemoteMemory]] = [:]
         var nextGeneration: UInt32
         var nextRegion: UInt32 = 0
         var nextAttachment: UInt32 = 0
@@ -129,7 +129,7 @@ public final class TransferEngine: @unchecked Sendable {
         group = DomainGroup(
             domains: domains, page: page, clock: clock,
             planner: StripePlanner(stripeBytes: max(configuration.stripeBytes, StripePlanner.granule)),
-            name: configuration.name, liveness: configuration.liveness,
+            name: configuration.name, liveness: configuration.liveness, yielding: configuration.yielding,
             attachments: configuration.attachmentLimit,
             authenticator: configuration.clusterKey.map { Authenticator(key: $0, engine: id) },
             recorder: FlightRecorder(

@@ -28,6 +28,9 @@ struct TransferSlot: ~Copyable {
     /// `ImportedKey.peer` of the request that was refused; -1 when the failure came later.
     var failurePeer = -1
 
+    /// Nil where there are no bytes: messages, immediates and barriers do not yield, and nobody yields to them.
+    var trafficClass: TrafficClass?
+
     /// 30 bits.
     var immediate: UInt32 = 0
     /// 8 or, without an immediate, 0.
@@ -35,6 +38,8 @@ struct TransferSlot: ~Copyable {
     var sequence: UInt32 = 0
     /// Requests taken by providers and not complete.
     var inFlight = 0
+    /// Their bytes, where the transfer may have to yield.
+    var bytesInFlight = 0
     /// Requests complete, for the stall report.
     var completed = 0
 
@@ -93,6 +98,9 @@ struct TransferSlot: ~Copyable {
 
     /// Whether it has a table of targets.
     var isWide: Bool { kind == .scatter || kind == .barrier }
+
+    /// That of the first target.
+    var firstAttachment: UInt32 { isWide ? targets[0].attachment : attachment }
 
     /// The attachment that a tag's rail is one of.
     func attachment(of tag: RequestTag) -> UInt32 {

@@ -4,13 +4,22 @@ internal import TransferEngine
 
 @c @implementation
 public func te_remote_attach(
-    _ handle: te_engine, _ descriptor: UnsafeRawPointer?, _ length: UInt64,
+    _ handle: te_engine, _ descriptor: UnsafeRawPointer?, _ length: UInt64, _ traffic: UInt32,
     _ remote: UnsafeMutablePointer<te_remote>?
 ) -> Int32 {
     call(handle, .engine) { box, _ throws(Failure) in
         let remote = try place(remote, "remote")
         let bytes = try bytes(descriptor, length, "descriptor")
-        let attached = try engine { () throws(TransferError) in try box.engine.attach(decoding: bytes) }
+        let trafficClass: TrafficClass
+        switch te_traffic(traffic) {
+        case TE_TRAFFIC_NORMAL: trafficClass = .normal
+        case TE_TRAFFIC_URGENT: trafficClass = .urgent
+        case TE_TRAFFIC_BULK: trafficClass = .bulk
+        default: throw Failure(TE_EINVALID, "traffic is \(traffic), which is none of te_traffic")
+        }
+        let attached = try engine { () throws(TransferError) in
+            try box.engine.attach(decoding: bytes, as: trafficClass)
+        }
         let serial = registry.withLock { $0.nextSerial() }
         let index = try box.objects.withLock { objects throws(Failure) in
             let index = try objects.remotes.add(attached, serial: serial)

@@ -34,7 +34,7 @@ static te_remote attach(te_engine engine, te_region region) {
   uint64_t length;
   te_remote remote = 0;
   EXPECT(TE_OK, te_region_descriptor(region, bytes, sizeof bytes, &length));
-  EXPECT(TE_OK, te_remote_attach(engine, bytes, length, &remote));
+  EXPECT(TE_OK, te_remote_attach(engine, bytes, length, TE_TRAFFIC_NORMAL, &remote));
   return remote;
 }
 
@@ -318,7 +318,7 @@ static void caller_memory(void) {
   char bytes[4096];
   uint64_t length;
   EXPECT(TE_OK, te_region_descriptor(from, bytes, sizeof bytes, &length));
-  EXPECT(TE_EACCESS, te_remote_attach(engine, bytes, length, &closed));
+  EXPECT(TE_EACCESS, te_remote_attach(engine, bytes, length, TE_TRAFFIC_NORMAL, &closed));
   char path[64];
   snprintf(path, sizeof path, "/tmp/te-behaviour-%d.trace", (int)getpid());
   EXPECT(TE_OK, te_engine_write_trace(engine, path));

@@ -35,7 +35,7 @@ static objects make(uint32_t progress) {
   o.engine = open_engine(progress);
   EXPECT(TE_OK, te_region_allocate(o.engine, BYTES, TE_REMOTE_WRITE, TE_ALL_NICS, 0, &o.region));
   EXPECT(TE_OK, te_region_descriptor(o.region, bytes, sizeof bytes, &length));
-  EXPECT(TE_OK, te_remote_attach(o.engine, bytes, length, &o.remote));
+  EXPECT(TE_OK, te_remote_attach(o.engine, bytes, length, TE_TRAFFIC_NORMAL, &o.remote));
   EXPECT(TE_OK, te_engine_address(o.engine, bytes, sizeof bytes, &length));
   EXPECT(TE_OK, te_peer_connect(o.engine, bytes, length, &o.peer));
   EXPECT(TE_OK, te_group_create(o.engine, &o.remote, 1, &o.group));
@@ -69,7 +69,7 @@ static void refuse_handle(uint64_t h, const objects *good, uint64_t kind) {
     EXPECT(TE_EBADHANDLE, te_engine_statistics(h, &statistics));
     EXPECT(TE_EBADHANDLE, te_region_allocate(h, 1, 0, 0, 0, &number));
     EXPECT(TE_EBADHANDLE, te_region_register(h, buffer, 1, 0, 0, &number));
-    EXPECT(TE_EBADHANDLE, te_remote_attach(h, buffer, 1, &number));
+    EXPECT(TE_EBADHANDLE, te_remote_attach(h, buffer, 1, TE_TRAFFIC_NORMAL, &number));
     EXPECT(TE_EBADHANDLE, te_peer_connect(h, buffer, 1, &number));
     EXPECT(TE_EBADHANDLE, te_group_create(h, &number, 1, &number));
     EXPECT(TE_EBADHANDLE, te_submit(h, NULL, 0, NULL, NULL));
@@ -229,12 +229,13 @@ static void null_pointers(void) {
   EXPECT(TE_EINVALID, te_region_register(o.engine, bytes, 8, 0, 0, NULL));
   EXPECT(TE_EINVALID, te_region_memory(o.region, NULL, &number));
   EXPECT(TE_EINVALID, te_region_descriptor(o.region, NULL, 4096, &number));
-  EXPECT(TE_EINVALID, te_remote_attach(o.engine, NULL, 8, &number));
-  EXPECT(TE_EINVALID, te_remote_attach(o.engine, bytes, 8, NULL));
+  EXPECT(TE_EINVALID, te_remote_attach(o.engine, bytes, 8, 3, &number));
+  EXPECT(TE_EINVALID, te_remote_attach(o.engine, NULL, 8, TE_TRAFFIC_NORMAL, &number));
+  EXPECT(TE_EINVALID, te_remote_attach(o.engine, bytes, 8, TE_TRAFFIC_NORMAL, NULL));
   memset(bytes, 0, sizeof bytes);
-  EXPECT(TE_EMALFORMED, te_remote_attach(o.engine, bytes, 8, &number));
-  EXPECT(TE_EMALFORMED, te_remote_attach(o.engine, NULL, 0, &number));
-  EXPECT(TE_EMALFORMED, te_remote_attach(o.engine, bytes, UINT64_MAX, &number));
+  EXPECT(TE_EMALFORMED, te_remote_attach(o.engine, bytes, 8, TE_TRAFFIC_NORMAL, &number));
+  EXPECT(TE_EMALFORMED, te_remote_attach(o.engine, NULL, 0, TE_TRAFFIC_NORMAL, &number));
+  EXPECT(TE_EMALFORMED, te_remote_attach(o.engine, bytes, UINT64_MAX, TE_TRAFFIC_NORMAL, &number));
   EXPECT(TE_EMALFORMED, te_peer_connect(o.engine, bytes, 8, &number));
   EXPECT(TE_EINVALID, te_peer_connect(o.engine, bytes, 8, NULL));
   EXPECT(TE_OK, te_remote_info(o.remote, NULL, NULL));

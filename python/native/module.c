@@ -162,25 +162,29 @@ static PyObject *engine_statistics(PyObject *module, PyObject *argument) {
 
 // MARK: Peers
 
-static PyObject *attach(PyObject *arguments, int32_t (*make)(te_engine, const void *, uint64_t, uint64_t *)) {
+static PyObject *remote_attach(PyObject *module, PyObject *arguments) {
   unsigned long long engine;
+  unsigned int traffic;
   Py_buffer bytes;
   uint64_t handle;
   int32_t status;
-  if (!PyArg_ParseTuple(arguments, "Ky*", &engine, &bytes)) return NULL;
-  RELEASED(status, make(engine, bytes.buf, (uint64_t)bytes.len, &handle));
+  (void)module;
+  if (!PyArg_ParseTuple(arguments, "Ky*I", &engine, &bytes, &traffic)) return NULL;
+  RELEASED(status, te_remote_attach(engine, bytes.buf, (uint64_t)bytes.len, traffic, &handle));
   PyBuffer_Release(&bytes);
   return status == TE_OK ? PyLong_FromUnsignedLongLong(handle) : te_py_raise();
 }
 
-static PyObject *remote_attach(PyObject *module, PyObject *arguments) {
-  (void)module;
-  return attach(arguments, te_remote_attach);
-}
-
 static PyObject *peer_connect(PyObject *module, PyObject *arguments) {
+  unsigned long long engine;
+  Py_buffer bytes;
+  uint64_t handle;
+  int32_t status;
   (void)module;
-  return attach(arguments, te_peer_connect);
+  if (!PyArg_ParseTuple(arguments, "Ky*", &engine, &bytes)) return NULL;
+  RELEASED(status, te_peer_connect(engine, bytes.buf, (uint64_t)bytes.len, &handle));
+  PyBuffer_Release(&bytes);
+  return status == TE_OK ? PyLong_FromUnsignedLongLong(handle) : te_py_raise();
 }
 
 static PyObject *remote_info(PyObject *module, PyObject *argument) {

@@ -157,3 +157,14 @@ def test_a_source_in_use_is_not_closed(make_pair):
     arrived.cancel()
     writer.close()
     bounce.close()
+
+
+def test_traffic_is_one_of_three(pair):
+    memory = bytes(range(256)) * 4096
+    source = pair.a.register(bytearray(memory), remote_write=False)
+    for traffic in ("urgent", "normal", "bulk"):
+        target = pair.b.allocate(len(memory))
+        pair.a.write(source, pair.a.attach(target.descriptor, traffic=traffic), len(memory)).wait()
+        assert bytes(target) == memory
+    with pytest.raises(ValueError, match="'fast', not one of normal, urgent, bulk"):
+        pair.a.attach(target.descriptor, traffic="fast")

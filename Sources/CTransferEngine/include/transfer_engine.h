@@ -226,8 +226,17 @@ int32_t te_region_descriptor(te_region region, void *buffer, uint64_t capacity, 
 
 /* ------------------------------------------------------------------ Peers */
 
-/** Makes a peer's region ready to be written into: resolves its NICs, connects, maps. */
-int32_t te_remote_attach(te_engine engine, const void *descriptor, uint64_t length, te_remote *remote);
+/** How urgent the writes to an attached region are. While more urgent traffic is around, less urgent transfers of the same
+ *  engine keep little in flight, so that urgent ones do not wait behind them; they still move on. */
+enum te_traffic {
+  TE_TRAFFIC_NORMAL = 0, /**< KV caches, and what nothing else is known of. */
+  TE_TRAFFIC_URGENT = 1, /**< Latency decides: dispatch and combine of experts. Never held back. */
+  TE_TRAFFIC_BULK = 2,   /**< Others come first: weights. Cut into requests of at most 1 MiB. */
+};
+/** Makes a peer's region ready to be written into: resolves its NICs, connects, maps. traffic is one of te_traffic, and holds
+ *  for all writes to this handle. */
+int32_t te_remote_attach(te_engine engine, const void *descriptor, uint64_t length, uint32_t traffic,
+                         te_remote *remote);
 /** Ends an attachment. TE_EBUSY while a transfer to it has not ended. Groups that contain it refuse to be used. */
 int32_t te_remote_detach(te_remote remote);
 /** Length of the region, and the engine that owns it. Either pointer may be NULL. */

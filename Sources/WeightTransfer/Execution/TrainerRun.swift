@@ -100,7 +100,8 @@ final class TrainerRun {
         }
         do throws(TransferError) {
             targets[rank] = ReceiverSlot(
-                memory: try engine.attach(descriptor), data: Immediate(truncatingIfNeeded: message.first),
+                memory: try engine.attach(descriptor, as: .bulk),
+                data: Immediate(truncatingIfNeeded: message.first),
                 entries: Immediate(truncatingIfNeeded: message.first >> 32), activeVersion: message.second)
         } catch { fail("receiver \(rank): \(error)") }
     }

@@ -216,7 +216,7 @@ public final class WeightTrainer {
         let box = Box(
             planes: numbers[1]..<numbers[2], rows: numbers[3]..<numbers[4], columns: numbers[5]..<numbers[6])
         guard entry.box.contains(box), let descriptor = try? RemoteRegion(decoding: message.bytes),
-            let remote = try? engine.attach(descriptor)
+            let remote = try? engine.attach(descriptor, as: .bulk)
         else { return }
         let bytes = base.model.tensors[numbers[0]].type.byteCount
         let transfer = try? engine.write(

@@ -17,6 +17,7 @@ from .transfer import Lease, Transfer, Watcher
 
 __all__ = ["Engine"]
 
+_TRAFFIC = {"normal": 0, "urgent": 1, "bulk": 2}
 _TRANSFER, _RECEIPT, _WATCH, _MESSAGE = 1, 2, 3, 4
 
 
@@ -174,9 +175,15 @@ class Engine(Operations):
         """How peers reach this engine, for `connect`: send it by any channel."""
         return _native.engine_address(self._handle)
 
-    def attach(self, descriptor: bytes) -> Remote:
-        """Makes a peer's region (its `Region.descriptor`) ready to be written into: resolves, connects, maps."""
-        return Remote(self, _native.remote_attach(self._handle, descriptor))
+    def attach(self, descriptor: bytes, *, traffic: str = "normal") -> Remote:
+        """Makes a peer's region (its `Region.descriptor`) ready to be written into: resolves, connects, maps.
+
+        `traffic` says how urgent the writes to it are. While more urgent traffic is around, less urgent transfers of this engine
+        keep little in flight, so that urgent ones do not wait behind them. Bulk writes are cut into requests of 1 MiB.
+        """
+        if traffic not in _TRAFFIC:
+            raise ValueError(f"traffic is {traffic!r}, not one of {', '.join(_TRAFFIC)}")
+        return Remote(self, _native.remote_attach(self._handle, descriptor, _TRAFFIC[traffic]))
 
     def connect(self, address: bytes) -> Peer:
         """Connects to an engine (its `Engine.address`), for messages, immediates and barriers."""
