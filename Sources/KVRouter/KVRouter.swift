@@ -410,6 +410,7 @@
             guard let body, let url = choice.prefiller, let address = try? HTTPAddress(url) else { return }
             let answer = try? await client.fetch(
                 Self.post(path, body.bytes), from: address, within: configuration.timeout)
+            state.prefilled(choice)
             // The decoder notices by itself, and computes the prompt.
             if answer?.status.code ?? 500 >= 500, !Task.isCancelled { state.failed(url) }
         }

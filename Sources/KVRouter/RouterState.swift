@@ -28,6 +28,8 @@
 
         /// Who does a request.
         struct Choice: Hashable, Sendable {
+            /// Its number among all choices.
+            var number: Int
             /// Nil when no prefiller is there: the decoder computes the prompt itself.
             var prefiller: String?
             var address: String?
@@ -39,6 +41,9 @@
 
         private(set) var instances: [String: Instance] = [:]
         private var scheduler: any KVScheduler
+        private var choices = 0
+        /// Choices whose prompts are still being computed.
+        private var prefilling: Set<Int> = []
 
         init(scheduler: any KVScheduler) { self.scheduler = scheduler }
 
@@ -83,16 +88,25 @@
                     prompt, prefillers: workers(firsts), decoders: workers(decoders))
             else { return nil }
             let prefiller = prefillers.isEmpty ? nil : prefillers[chosen.prefiller]
+            choices += 1
             let choice = Choice(
-                prefiller: prefiller?.url, address: prefiller?.address, decoder: decoders[chosen.decoder].url,
+                number: choices, prefiller: prefiller?.url, address: prefiller?.address, decoder: decoders[chosen.decoder].url,
                 promptTokens: prompt.count,
                 decodeTokens: (prefiller == nil ? prompt.count : 0) + output)
+            if choice.prefiller != nil { prefilling.insert(choice.number) }
             count(choice, 1)
             return choice
         }
 
+        /// The prompt has been computed: it is no load of the prefiller any more, although it is needed until `finish`.
+        mutating func prefilled(_ choice: Choice) {
+            guard prefilling.remove(choice.number) != nil, let url = choice.prefiller else { return }
+            instances[url]?.load -= choice.promptTokens
+        }
+
         /// Ends what `begin` began.
         mutating func finish(_ choice: Choice, failed: Set<String> = []) {
+            prefilled(choice)
             count(choice, -1)
             for url in failed { self.failed(url) }
             for url in [choice.prefiller, choice.decoder].compactMap(\.self) { forget(url) }
@@ -109,7 +123,8 @@
                 (choice.prefiller, choice.promptTokens), (choice.decoder, choice.decodeTokens),
             ] {
                 guard let url else { continue }
-                instances[url]?.load += sign * tokens
+                // What a prefiller has to do ends before the request does: `prefilled`.
+                if sign > 0 || url == choice.decoder { instances[url]?.load += sign * tokens }
                 instances[url]?.open += sign
                 if sign > 0 {
                     instances[url]?.given += tokens

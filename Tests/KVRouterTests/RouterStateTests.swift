@@ -40,6 +40,26 @@
             #expect(state.instances.values.allSatisfy { $0.load == 0 && $0.open == 0 })
         }
 
+        @Test func aPrefillerIsFreeWhenThePromptHasBeenComputed() throws {
+            var state = state(2, 1)
+            let prompt = (0..<100).map(UInt32.init)
+            let first = try begin(&state, prompt, output: 1000)
+            let second = try begin(&state, prompt.map { $0 + 1000 }, output: 1000)
+            #expect(first.prefiller != second.prefiller)
+            state.prefilled(first)
+            state.prefilled(first)
+            let free = try #require(first.prefiller)
+            #expect(state.instances[free]?.load == 0 && state.instances[free]?.open == 1)
+            for start in 200..<205 as Range<UInt32> {
+                let next = try begin(&state, [start], output: 1)
+                #expect(next.prefiller == free)
+            }
+            state.finish(first)
+            #expect(state.instances[free]?.load == 5 && state.instances[free]?.open == 5)
+            state.finish(second)
+            #expect(state.instances[second.prefiller ?? ""]?.load == 0)
+        }
+
         @Test func whoHadThePrefixIsAskedAgain() throws {
             var state = state(3, 3)
             let prompt = (0..<16).map(UInt32.init)
