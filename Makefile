@@ -144,13 +144,14 @@ chaos: setup
 	$(RELEASE) --product te-peer
 	IntegrationTests/chaos/run .build/release/te-peer --seconds $(SECONDS) $(ARGS)
 
-# Memory that is used after its end, or leaks: for the night. Races: docs/reliability.md.
+# Memory that is used after its end, or leaks; then races between threads. For the night.
 SANITIZED := TransferCoreTests|TransferEngineTests|SimulatedProviderTests|SimulationTests|ProviderConformanceTests
 sanitize: setup
 	$(BUILD) --build-tests --sanitize=address --scratch-path .build/address
 	LSAN_OPTIONS="suppressions=$$PWD/dev/lsan.supp" swift test --skip-build --disable-xctest --sanitize=address \
 	  --scratch-path .build/address --filter '$(SANITIZED)'
 	ASAN_OPTIONS=detect_leaks=0 IntegrationTests/chaos/run .build/address/debug/te-peer --seconds 20
+	dev/sanitize-threads
 
 # Beside the machine's limits; and instructions for each work request, counted by valgrind.
 bench: PACKAGES += valgrind

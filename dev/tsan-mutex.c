@@ -1,6 +1,6 @@
 // Tells the thread sanitizer of Swift's mutexes: whoever waited for one sees what its last holder wrote. The quick ways of Mutex
 // are compiled into its users and instrumented, the slow ones are in a library that is not. Loaded before that library
-// (`make sanitize-threads`).
+// (`dev/sanitize-threads`).
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>

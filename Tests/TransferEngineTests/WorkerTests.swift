@@ -141,13 +141,13 @@ import TransferEngine
                 let region = try engine.allocate(byteCount: 64)
                 let peer = try engine.connect(to: engine.address)
                 if watches {
-                    let word = region.baseAddress.bindMemory(to: UInt64.self, capacity: 1)
+                    let word = region.baseAddress.assumingMemoryBound(to: Atomic<UInt64>.self)
                     _ = try engine.watch(region, at: 0) { _, _ in
                         // Nobody but the watcher has the engine, and it lets go of it.
                         holder.engine.withLock { $0 = nil }
                         ended.count.wrappingAdd(1, ordering: .relaxed)
                     }
-                    word.pointee = 1
+                    word.pointee.store(1, ordering: .releasing)
                     try engine.send(immediate: 1, to: peer)
                 } else {
                     try engine.send(immediate: 1, to: peer) { [weak engine] _ in
