@@ -110,8 +110,7 @@ final class Flight {
         isSevered = true
         isBroken = !isWhole
         if case .write(let write) = body, length > 0 {
-            captured = unsafe MessageBytes(
-                copying: UnsafeRawBufferPointer(start: write.source, count: length))
+            captured = unsafe MessageBytes(copying: source.moved(write, length: length))
         }
     }
 

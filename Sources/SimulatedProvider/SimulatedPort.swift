@@ -60,6 +60,8 @@ final class SimulatedPort {
     let page: TargetPage
     /// The owner.
     let engine: EngineID
+    /// What is moved of a write; nil is all of it.
+    let sample: SimulatedSample?
     /// False after `close`: nothing touches the owner's memory any more.
     var isOpen = true
     /// Whether a `transmit` event is on its way.
@@ -88,11 +90,12 @@ final class SimulatedPort {
     private var lent: [MessageBytes] = []
 
     /// Describes a port.
-    init(id: UInt64, nic: SimulatedNIC, page: TargetPage, engine: EngineID) {
+    init(id: UInt64, nic: SimulatedNIC, page: TargetPage, engine: EngineID, sample: SimulatedSample?) {
         self.id = id
         self.nic = nic
         self.page = page
         self.engine = engine
+        self.sample = sample
     }
 
     /// Whether one more message fits.
@@ -172,6 +175,16 @@ final class SimulatedPort {
         guard let region = localKeys[localKey] else { return false }
         let offset = UInt(bitPattern: source) &- UInt(bitPattern: unsafe region.base)
         return offset <= UInt(region.length) && length <= region.length - Int(offset)
+    }
+
+    /// The bytes of a write that are moved. Its source has been found to be registered when it was posted.
+    func moved(_ write: Flight.Write, length: Int) -> UnsafeRawBufferPointer {
+        guard let sample, let region = localKeys[write.localKey] else {
+            return unsafe UnsafeRawBufferPointer(start: write.source, count: length)
+        }
+        let offset = Int(bitPattern: unsafe write.source) - Int(bitPattern: unsafe region.base)
+        return unsafe UnsafeRawBufferPointer(
+            start: region.base + sample.place(of: offset), count: min(length, sample.byteCount))
     }
 
     /// Gives a request its place in the connection to its target.
