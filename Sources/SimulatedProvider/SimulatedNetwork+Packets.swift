@@ -42,8 +42,8 @@ extension SimulatedNetwork {
         let cost = port.nic.serialisationNanoseconds(segment.range.count)
         var head = begin + drawDelay(port.nic)
         if !port.nic.reorder {
-            head = max(head, port.lanes[flight.target, default: .init()].tail)
-            port.lanes[flight.target, default: .init()].tail = head + cost
+            head = max(head, flight.lane.tail)
+            flight.lane.tail = head + cost
         }
         schedule(.arrive(segment, tail: head + cost, isJudged: false), at: head)
         schedule(.transmit(port), at: begin + cost)
@@ -173,8 +173,8 @@ extension SimulatedNetwork {
         }
         time += flight.penaltyNanoseconds
         if !source.nic.reorder {
-            time = max(time, source.lanes[flight.target, default: .init()].acknowledged)
-            source.lanes[flight.target, default: .init()].acknowledged = time
+            time = max(time, flight.lane.acknowledged)
+            flight.lane.acknowledged = time
         }
         schedule(.complete(flight), at: time)
     }

@@ -45,7 +45,7 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
         self.sample = sample
     }
 
-    /// A fingerprint (FNV-1a) of every event so far: time, kind, NICs, bytes, immediates, order. Contexts,
+    /// A fingerprint of every event so far: time, kind, NICs, bytes, immediates, order. Contexts,
     /// keys and addresses are left out, so that it does not depend on where memory lies.
     public var traceHash: UInt64 { trace.value }
 
@@ -139,7 +139,7 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
         case .echo(let message, _, let target):
             trace.add(6)
             trace.add(target)
-            trace.add(UInt64(unsafe message.bytes.count))
+            trace.add(UInt64(message.count))
         }
     }
 

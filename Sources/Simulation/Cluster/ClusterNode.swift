@@ -7,7 +7,7 @@ internal import TransferEngine
 ///
 /// Memory is sampled: of each page there are the first bytes only, and they hold a tag.
 @safe final class ClusterNode {
-    // SAFETY: `bases` point to regions that the engines have allocated and unmap when they are closed, and `isAlive` is false then.
+    // SAFETY: `bases` point to regions that the engines unmap when they are closed; `isAlive` is false then, and nobody looks.
     /// Stands for what a page holds: whose it is, and which.
     struct Tag: Hashable {
         static let byteCount = 16
@@ -44,8 +44,8 @@ internal import TransferEngine
     private let pageCount: Int
     private let sample: SimulatedSample
     private let bases: [UnsafeMutableRawPointer]
-    /// The ones used longest ago first.
     private var freePages: [UInt32]
+    private var random: SeededGenerator
 
     init(
         _ number: Int, _ name: String, _ plan: KVClusterPlan, _ network: SimulatedNetwork,
@@ -57,6 +57,7 @@ internal import TransferEngine
         let shape = plan.shape
         self.shape = shape
         pageCount = plan.pages
+        random = SeededGenerator(seed: plan.seed &+ UInt64(number))
         freePages = Array(0..<UInt32(plan.pages))
         var ranks: [KVRank] = []
         for rank in 0..<shape.layout.rankCount {
@@ -100,12 +101,15 @@ internal import TransferEngine
 
     // MARK: Pages
 
-    /// Takes pages for so many tokens, or nil when there are not enough.
+    /// Takes pages for so many tokens, or nil when there are not enough: any of them, as when requests come and go for long.
     func take(tokens: Int) -> PageTable? {
         let count = (tokens + shape.pageTokens - 1) / shape.pageTokens
         guard count <= freePages.count else { return nil }
-        defer { freePages.removeFirst(count) }
-        return PageTable(pages: Array(freePages.prefix(count)))
+        return PageTable(
+            pages: (0..<count).map { _ in
+                freePages.swapAt(.random(in: freePages.indices, using: &random), freePages.count - 1)
+                return freePages.removeLast()
+            })
     }
 
     /// Whether all pages are free.

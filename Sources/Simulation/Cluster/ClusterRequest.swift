@@ -25,13 +25,19 @@ final class ClusterRequest: @unchecked Sendable {
         computed = Array(repeating: 0, count: cluster.plan.shape.layers)
     }
 
-    /// Asks for it, for the first time or again.
-    func ask() {
-        guard !isOver else { return }
-        guard cluster.now < arrival + KVCluster.patience else {
+    /// The client asks, and waits for so long.
+    func begin() {
+        cluster.after(KVCluster.patience) { [self] in
+            guard !isOver else { return }
             isOver = true
-            return cluster.lost(self)
+            cluster.lost(self)
         }
+        ask()
+    }
+
+    /// Asks for it, for the first time or again.
+    private func ask() {
+        guard !isOver else { return }
         guard let (prefiller, decoder) = cluster.choose(excluded) else { return later() }
         attempt.number += 1
         self.decoder = decoder
@@ -70,7 +76,7 @@ final class ClusterRequest: @unchecked Sendable {
         later()
     }
 
-    /// Tokens that the router counts as those of both nodes.
+    /// Tokens that are counted as those of who has them to do: of a prefiller until the decoder may begin.
     private func count(_ sign: Int) {
         for node in [prefiller?.node, decoder?.node].compactMap(\.self) {
             node.load += sign * attempt.tokens
@@ -98,7 +104,7 @@ final class ClusterRequest: @unchecked Sendable {
             if attempt == self.attempt { cluster.arrived(after: cluster.now - computed[layer]) }
         case .ready:
             check(attempt, table, decoder, "ready")
-            begin()
+            if attempt == self.attempt { began() }
             let (low, high) = (cluster.plan.decodeSeconds.lowerBound, cluster.plan.decodeSeconds.upperBound)
             let seconds = Double.random(in: low...high, using: &cluster.random)
             cluster.after(UInt64(seconds * 1e9)) { [self] in decoded(attempt, table, decoder) }
@@ -109,7 +115,9 @@ final class ClusterRequest: @unchecked Sendable {
     }
 
     /// The decoder may begin: that is what the client waits for.
-    private func begin() {
+    private func began() {
+        prefiller?.node.load -= attempt.tokens
+        prefiller = nil
         guard !hasBegun else { return }
         hasBegun = true
         cluster.began(total: cluster.now - arrival, transfer: cluster.now - (computed.max() ?? 0))

@@ -160,7 +160,7 @@ final class KVCluster: @unchecked Sendable {
             outcome.requests += 1
             let request = ClusterRequest(self, number: outcome.requests, tokens: tokens)
             requests[outcome.requests] = request
-            request.ask()
+            request.begin()
             arrive(until: end)
         }
     }
