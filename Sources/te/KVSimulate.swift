@@ -1,5 +1,6 @@
 internal import ArgumentParser
 internal import Glibc
+internal import KVCacheTransfer
 internal import Platform
 internal import Simulation
 
@@ -50,7 +51,7 @@ struct KVSimulate: ParsableCommand {
     }
 
     func run() throws {
-        try raiseFileLimit()
+        raiseFileLimit()
         if isTable3 { return try showTable3() }
         var plan = KVClusterPlan()
         plan.prefillers = prefillers
@@ -77,7 +78,7 @@ struct KVSimulate: ParsableCommand {
     }
 
     /// Each engine has some files open.
-    private func raiseFileLimit() throws {
+    private func raiseFileLimit() {
         var limit = rlimit()
         guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
         limit.rlim_cur = limit.rlim_max
@@ -88,9 +89,10 @@ struct KVSimulate: ParsableCommand {
         var report = Report(json: json)
         let virtual = Double(outcome.nanoseconds) / 1e9
         report.add([
-            ("prefillers", .integer(plan.prefillers)), ("decoders", .integer(plan.decoders)),
-            ("gbps", .integer(gbps)), ("tokens", .text(tokens)), ("tokens_per_s", .number(rate)),
-            ("load", .number(load)), ("computing", .number(outcome.computing)), ("seed", .integer(Int(seed))),
+            ("model", .text(plan.shape.layout.model.name)), ("prefillers", .integer(plan.prefillers)),
+            ("decoders", .integer(plan.decoders)), ("gbps", .integer(gbps)), ("tokens", .text(tokens)),
+            ("tokens_per_s", .number(rate)), ("load", .number(load)), ("churn_per_s", .number(churn)),
+            ("computing", .number(outcome.computing)), ("seed", .text(String(seed))),
         ])
         report.finish()
         report.add([
