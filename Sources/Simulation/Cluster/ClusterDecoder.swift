@@ -37,7 +37,7 @@ final class ClusterDecoder: @unchecked Sendable {
     /// Leaves all prefillers.
     func leave() { for number in peers.keys.sorted() { disconnect(number) } }
 
-    /// Asks a prefiller for the cache of an attempt; nil when it cannot be asked.
+    /// Asks a prefiller for the cache of an attempt; false when it cannot be asked.
     func request(
         _ attempt: ClusterAttempt, _ table: PageTable, from prefiller: Int,
         _ handler: @escaping @Sendable (KVRequestEvent) -> Void

@@ -7,7 +7,7 @@ final class ClusterRequest: @unchecked Sendable {
     // SAFETY: a simulation has one thread.
     unowned let cluster: KVCluster
     private(set) var attempt: ClusterAttempt
-    private(set) var isOver = false
+    private var isOver = false
     private let arrival: UInt64
     /// Who does it now.
     private var decoder: ClusterDecoder?

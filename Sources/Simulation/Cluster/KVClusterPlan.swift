@@ -12,8 +12,8 @@ public struct KVClusterPlan: Hashable, Sendable {
         public var nics = 1
         /// Of each NIC.
         public var megabitsPerSecond: UInt32 = 400_000
-        /// One way of a packet.
-        public var latencyNanoseconds: UInt64 = 2_000
+        /// One way of a packet; a random part of up to a quarter comes on top.
+        public var latencyNanoseconds: UInt64 = 4_000
         /// Of a NIC's time, for each write besides its bytes.
         public var overheadNanoseconds: UInt64 = 150
 
@@ -32,7 +32,7 @@ public struct KVClusterPlan: Hashable, Sendable {
                     "qwen3-235b", layers: 94, heads: 4, pageTokens: 128, .separate, ranks: 4))
             shape.nics = 2
             shape.megabitsPerSecond = 200_000
-            shape.latencyNanoseconds = 7_000
+            shape.latencyNanoseconds = 14_000
             shape.overheadNanoseconds = 500
             return shape
         }()
