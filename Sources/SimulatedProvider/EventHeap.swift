@@ -25,59 +25,77 @@ struct Event {
     var sequence: UInt64
     /// What.
     var action: Action
-
-    /// Whether this event comes first.
-    func precedes(_ other: Event) -> Bool { (time, sequence) < (other.time, other.sequence) }
 }
 
-/// The events to come, the next one first: a binary heap.
+/// The events to come, the next one first: a binary heap. What moves in it are times, and places of the rest.
 struct EventHeap {
-    private var events: [Event] = []
+    private struct Entry {
+        var time: UInt64
+        var sequence: UInt64
+        var place: Int
+
+        func precedes(_ other: Entry) -> Bool {
+            time < other.time || time == other.time && sequence < other.sequence
+        }
+    }
+
+    private var entries: [Entry] = []
+    private var actions: [Event.Action?] = []
+    private var free: [Int] = []
 
     /// When the next event is due.
-    var nextTime: UInt64? { events.first?.time }
+    var nextTime: UInt64? { entries.first?.time }
 
     /// Adds an event.
     /// - Complexity: O(log n).
     mutating func push(_ event: Event) {
-        var child = events.count
-        events.append(event)
+        let place = free.popLast() ?? actions.count
+        if place == actions.count { actions.append(event.action) } else { actions[place] = event.action }
+        let entry = Entry(time: event.time, sequence: event.sequence, place: place)
+        var child = entries.count
+        entries.append(entry)
         while child > 0 {
             let parent = (child - 1) / 2
-            guard events[child].precedes(events[parent]) else { return }
-            events.swapAt(child, parent)
+            guard entry.precedes(entries[parent]) else { break }
+            entries[child] = entries[parent]
             child = parent
         }
+        entries[child] = entry
     }
 
     /// Takes the next event.
     /// - Complexity: O(log n).
     mutating func pop() -> Event? {
-        guard let last = events.popLast() else { return nil }
-        guard let first = events.first else { return last }
-        events[0] = last
+        guard let next = entries.first, let last = entries.popLast() else { return nil }
+        if !entries.isEmpty { sink(last) }
+        guard let action = actions[next.place].take() else { return nil }
+        free.append(next.place)
+        return Event(time: next.time, sequence: next.sequence, action: action)
+    }
+
+    /// Puts an entry in the place of the first, and lets it sink to where it belongs.
+    private mutating func sink(_ entry: Entry) {
         var parent = 0
         while true {
-            var least = parent
-            for child in 2 * parent + 1...2 * parent + 2 where child < events.count {
-                if events[child].precedes(events[least]) { least = child }
-            }
-            guard least != parent else { return first }
-            events.swapAt(parent, least)
-            parent = least
+            var child = 2 * parent + 1
+            guard child < entries.count else { break }
+            if child + 1 < entries.count, entries[child + 1].precedes(entries[child]) { child += 1 }
+            guard entries[child].precedes(entry) else { break }
+            entries[parent] = entries[child]
+            parent = child
         }
+        entries[parent] = entry
     }
 }
 
-/// FNV-1a, 64 bits: a fingerprint of a run, not protection against anybody.
+/// A fingerprint of a run, 64 bits: one multiplication for each word. Not protection against anybody.
 struct TraceHash {
     /// The hash of everything added so far.
     private(set) var value: UInt64 = 0xCBF2_9CE4_8422_2325
 
-    /// Adds the eight bytes of `word`, the lowest first.
+    /// Adds a word.
     mutating func add(_ word: UInt64) {
-        for shift in stride(from: 0, to: 64, by: 8) {
-            value = (value ^ (word >> UInt64(shift)) & 0xFF) &* 0x100_0000_01B3
-        }
+        value = (value ^ word) &* 0x9E37_79B9_7F4A_7C15
+        value ^= value >> 32
     }
 }

@@ -36,6 +36,8 @@ final class Flight {
     let source: SimulatedPort
     /// The id of the NIC that receives; looked up on arrival, since it may be gone by then.
     let target: UInt64
+    /// The traffic that it is a part of.
+    let lane: SimulatedPort.Lane
     /// The caller's.
     let context: UInt64
     /// Bytes in all.
@@ -68,6 +70,7 @@ final class Flight {
         let key = unsafe request.target.pointee
         self.source = source
         target = UInt64(key.peer)
+        lane = source.lane(to: target)
         context = request.context
         length = request.length
         tag = request.tag
@@ -85,6 +88,7 @@ final class Flight {
     ) {
         self.source = source
         self.target = target
+        lane = source.lane(to: target)
         self.context = context
         length = payload.count
         tag = RequestTag(rawValue: 0)
@@ -110,8 +114,7 @@ final class Flight {
         isSevered = true
         isBroken = !isWhole
         if case .write(let write) = body, length > 0 {
-            captured = unsafe MessageBytes(
-                copying: UnsafeRawBufferPointer(start: write.source, count: length))
+            captured = unsafe MessageBytes(copying: source.moved(write, length: length))
         }
     }
 
@@ -123,7 +126,7 @@ final class Flight {
 
     /// The first bytes of a message.
     var head: UInt64 {
-        guard case .message(let message) = body, unsafe message.bytes.count >= 8 else { return 0 }
+        guard case .message(let message) = body, message.count >= 8 else { return 0 }
         return UInt64(littleEndian: unsafe message.bytes.loadUnaligned(as: UInt64.self))
     }
 
@@ -158,6 +161,9 @@ struct Segment {
     }
 
     deinit { unsafe storage.deallocate() }
+
+    /// How many bytes there are.
+    var count: Int { unsafe storage.count }
 
     /// The bytes, valid while this object lives.
     var bytes: UnsafeRawBufferPointer { unsafe UnsafeRawBufferPointer(storage) }

@@ -79,12 +79,13 @@ public final class SimulatedDomain: FabricDomain {
             if index >= admission.count {
                 return PostResult(accepted: index, isComplete: false, status: admission.status)
             }
-            let refusal = room() ?? refuse(unsafe requests[index])
+            let request = unsafe requests[index]
+            let refusal = room() ?? refuse(request)
             if let refusal {
                 return PostResult(
                     accepted: index, isComplete: false, status: refusal.status, detail: refusal.detail)
             }
-            network.launch(Flight(unsafe requests[index], from: port))
+            network.launch(Flight(request, from: port))
         }
         return PostResult(accepted: requests.count, isComplete: false, status: .success)
     }
@@ -99,8 +100,8 @@ public final class SimulatedDomain: FabricDomain {
             return PostResult(
                 accepted: 0, isComplete: false, status: refusal.status, detail: refusal.detail)
         }
-        let peer = unsafe UInt64(target.pointee.peer)
-        unsafe network.launch(Flight(message: payload, to: peer, context: context, from: port))
+        unsafe network.launch(
+            Flight(message: payload, to: UInt64(target.pointee.peer), context: context, from: port))
         return PostResult(accepted: 1, isComplete: false, status: .success)
     }
 

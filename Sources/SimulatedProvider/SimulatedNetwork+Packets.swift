@@ -42,8 +42,8 @@ extension SimulatedNetwork {
         let cost = port.nic.serialisationNanoseconds(segment.range.count)
         var head = begin + drawDelay(port.nic)
         if !port.nic.reorder {
-            head = max(head, port.lanes[flight.target, default: .init()].tail)
-            port.lanes[flight.target, default: .init()].tail = head + cost
+            head = max(head, flight.lane.tail)
+            flight.lane.tail = head + cost
         }
         schedule(.arrive(segment, tail: head + cost, isJudged: false), at: head)
         schedule(.transmit(port), at: begin + cost)
@@ -108,6 +108,7 @@ extension SimulatedNetwork {
         case .message(let message):
             guard target.parked.isEmpty, target.hasRoom else { return target.parked.append(flight) }
             target.publish(.message(message, sender: flight.source.engine))
+            onReady(target.engine)
         }
         close(segment)
     }
@@ -131,11 +132,13 @@ extension SimulatedNetwork {
             guard let region = target.remoteKeys[write.remoteKey], region.index == write.index,
                 region.generation == write.generation
             else { return flight.fail(.accessDenied, detail: SimulatedDetail.badRemoteKey) }
-            guard !segment.range.isEmpty else { return }
-            let start = segment.range.lowerBound
             // Both sides are registered and have just been checked, or the bytes are a copy.
-            let source = unsafe flight.captured?.bytes.baseAddress ?? write.source
-            unsafe (address + start).copyMemory(from: source + start, byteCount: segment.range.count)
+            let source = unsafe flight.captured?.bytes ?? flight.source.moved(write, length: length)
+            let range = segment.range.clamped(to: 0..<source.count)
+            guard let first = source.baseAddress, !range.isEmpty else { return }
+            let place = unsafe sample.map { unsafe region.base + $0.place(of: Int(write.offset)) } ?? address
+            unsafe (place + range.lowerBound).copyMemory(
+                from: first + range.lowerBound, byteCount: range.count)
         }
     }
 
@@ -147,7 +150,10 @@ extension SimulatedNetwork {
         guard flight.openSegments == 0 else { return }
         let count = flight.count
         if flight.isOnItsWay, let target = ports[flight.target] {
-            if count.eighths > 0 { target.page.add(eighths: count.eighths, to: count.immediate) }
+            if count.eighths > 0 {
+                target.page.add(eighths: count.eighths, to: count.immediate)
+                onReady(target.engine)
+            }
             target.note(flight)
         } else if flight.delivery == .unknown {
             ports[flight.target]?.note(flight)  // the sender knows, and will not ask
@@ -167,8 +173,8 @@ extension SimulatedNetwork {
         }
         time += flight.penaltyNanoseconds
         if !source.nic.reorder {
-            time = max(time, source.lanes[flight.target, default: .init()].acknowledged)
-            source.lanes[flight.target, default: .init()].acknowledged = time
+            time = max(time, flight.lane.acknowledged)
+            flight.lane.acknowledged = time
         }
         schedule(.complete(flight), at: time)
     }
@@ -177,12 +183,14 @@ extension SimulatedNetwork {
     func complete(_ flight: Flight) {
         guard flight.source.isOpen else { return }
         flight.source.report(flight)
+        onReady(flight.source.engine)
     }
 
     /// A copy of a message arrives; one that finds no room is nobody's loss.
     func echo(_ message: MessageBytes, from sender: EngineID, to id: UInt64) {
         guard let target = ports[id], target.parked.isEmpty, target.hasRoom else { return }
         target.publish(.message(message, sender: sender))
+        onReady(target.engine)
     }
 
     /// Called when a target's messages have been taken: lets those that were pushed back try again.
@@ -204,6 +212,7 @@ extension SimulatedNetwork {
             close(Segment(flight: flight, range: 0..<flight.length))
         }
         port.parked.removeFirst(moved)
+        onReady(port.engine)
     }
 
     /// Unhooks a NIC. Messages that it had pushed back end as lost, since nobody will take them.

@@ -21,6 +21,11 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
 
     /// Rules for what goes wrong; may be replaced at any time.
     public var faults: any SimulatedFaults = NoFaults()
+    /// Called with an engine when there is something for it to look at: the end of a request, a message, a count. For drivers
+    /// of many engines, which then need not ask all of them. Must not call the network.
+    public var onReady: (EngineID) -> Void = { _ in }
+    /// What is moved of a write; nil is all of it.
+    public let sample: SimulatedSample?
     /// Virtual nanoseconds since the network was made.
     public private(set) var nowNanoseconds: UInt64 = 0
     /// Events that have happened.
@@ -34,10 +39,13 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
     private var connections: UInt64 = 0
     private var trace = TraceHash()
 
-    /// Makes an empty network; everything random in it comes from `seed`.
-    public init(seed: UInt64) { generator = SeededGenerator(seed: seed) }
+    /// Makes an empty network; everything random in it comes from `seed`. With a `sample` writes move only a part of their bytes.
+    public init(seed: UInt64, sample: SimulatedSample? = nil) {
+        generator = SeededGenerator(seed: seed)
+        self.sample = sample
+    }
 
-    /// A fingerprint (FNV-1a) of every event so far: time, kind, NICs, bytes, immediates, order. Contexts,
+    /// A fingerprint of every event so far: time, kind, NICs, bytes, immediates, order. Contexts,
     /// keys and addresses are left out, so that it does not depend on where memory lies.
     public var traceHash: UInt64 { trace.value }
 
@@ -52,7 +60,7 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
     ) -> SimulatedDomain {
         var id = drawWord() >> 1  // fits into ImportedKey.peer
         while ports[id] != nil { id = drawWord() >> 1 }
-        let port = SimulatedPort(id: id, nic: attributes, page: page, engine: engine)
+        let port = SimulatedPort(id: id, nic: attributes, page: page, engine: engine, sample: sample)
         ports[id] = port
         return SimulatedDomain(network: self, port: port)
     }
@@ -131,7 +139,7 @@ public final class SimulatedNetwork: TransferClock, @unchecked Sendable {
         case .echo(let message, _, let target):
             trace.add(6)
             trace.add(target)
-            trace.add(UInt64(unsafe message.bytes.count))
+            trace.add(UInt64(message.count))
         }
     }
 

@@ -20,7 +20,7 @@ final class SimulatedPort {
     }
 
     /// The traffic to one target.
-    struct Lane {
+    final class Lane {
         /// Packets that wait for their turn; those before `first` have been sent.
         var queue: [Segment] = []
         var first = 0
@@ -33,6 +33,13 @@ final class SimulatedPort {
         var launched: UInt64 = 0
         /// Requests that have not been reported.
         var open: [UInt64: Flight] = [:]
+
+        /// Forgets all requests, which know the lane.
+        func clear() {
+            queue = []
+            first = 0
+            open = [:]
+        }
     }
 
     /// What has come over one connection.
@@ -44,8 +51,8 @@ final class SimulatedPort {
         var isClosed = false
 
         mutating func note(_ ordinal: UInt64) {
-            counted.insert(ordinal)
-            while counted.remove(base) != nil { base += 1 }
+            if ordinal == base { base += 1 } else { counted.insert(ordinal) }
+            while !counted.isEmpty, counted.remove(base) != nil { base += 1 }
         }
     }
 
@@ -60,12 +67,14 @@ final class SimulatedPort {
     let page: TargetPage
     /// The owner.
     let engine: EngineID
+    /// What is moved of a write; nil is all of it.
+    let sample: SimulatedSample?
     /// False after `close`: nothing touches the owner's memory any more.
     var isOpen = true
     /// Whether a `transmit` event is on its way.
     var isTransmitting = false
     /// Targets with packets in their queues, in the order of their turns.
-    private var turns: [UInt64] = []
+    private var turns: [Lane] = []
     /// When the receive side has taken in all that has arrived.
     var receiveFree: UInt64 = 0
     /// Requests and messages posted whose completions have not been polled.
@@ -75,7 +84,7 @@ final class SimulatedPort {
     /// Registrations by remote key.
     var remoteKeys: [UInt64: LocalRegion] = [:]
     /// Traffic by target.
-    var lanes: [UInt64: Lane] = [:]
+    private var lanes: [UInt64: Lane] = [:]
     /// What has come, by connection.
     var incoming: [UInt64: Incoming] = [:]
     /// Messages that found the inbox full, the oldest first. Their senders wait.
@@ -88,43 +97,48 @@ final class SimulatedPort {
     private var lent: [MessageBytes] = []
 
     /// Describes a port.
-    init(id: UInt64, nic: SimulatedNIC, page: TargetPage, engine: EngineID) {
+    init(id: UInt64, nic: SimulatedNIC, page: TargetPage, engine: EngineID, sample: SimulatedSample?) {
         self.id = id
         self.nic = nic
         self.page = page
         self.engine = engine
+        self.sample = sample
     }
 
     /// Whether one more message fits.
     var hasRoom: Bool { messagesReady < Self.inboxLimit }
 
+    /// The traffic to a target, which may be the first.
+    func lane(to target: UInt64) -> Lane {
+        if let lane = lanes[target] { return lane }
+        let lane = Lane()
+        lanes[target] = lane
+        return lane
+    }
+
     /// Queues a packet for its target.
     func enqueue(_ segment: Segment) {
-        let target = segment.flight.target
-        var lane = lanes.removeValue(forKey: target) ?? Lane()
-        if lane.queue.isEmpty { turns.append(target) }
+        let lane = segment.flight.lane
+        if lane.queue.isEmpty { turns.append(lane) }
         lane.queue.append(segment)
-        lanes[target] = lane
     }
 
     /// Takes the next packet, from each target's queue in turn, as NICs serve their queue pairs.
     func dequeue() -> Segment? {
         guard !turns.isEmpty else { return nil }
-        let target = turns.removeFirst()
-        guard var lane = lanes.removeValue(forKey: target) else { return nil }
+        let lane = turns.removeFirst()
         let segment = lane.queue[lane.first]
         lane.first += 1
         if lane.first == lane.queue.count {
             lane.queue.removeAll(keepingCapacity: true)
             lane.first = 0
         } else {
-            turns.append(target)
+            turns.append(lane)
             if lane.first == 1024 {
                 lane.queue.removeFirst(1024)
                 lane.first = 0
             }
         }
-        lanes[target] = lane
         return segment
     }
 
@@ -150,9 +164,9 @@ final class SimulatedPort {
                 break
             }
             taken += 1
+            if case .completion = item { outstanding -= 1 }
         }
         ready.removeFirst(taken)
-        for index in 0..<filled { outstanding -= Int(unsafe completions[index].count) }  // 0 for messages
         return filled
     }
 
@@ -174,16 +188,25 @@ final class SimulatedPort {
         return offset <= UInt(region.length) && length <= region.length - Int(offset)
     }
 
+    /// The bytes of a write that are moved. Its source has been found to be registered when it was posted.
+    func moved(_ write: Flight.Write, length: Int) -> UnsafeRawBufferPointer {
+        guard let sample, let region = localKeys[write.localKey] else {
+            return unsafe UnsafeRawBufferPointer(start: write.source, count: length)
+        }
+        return unsafe UnsafeRawBufferPointer(
+            start: region.base + sample.place(of: write.source - UnsafeRawPointer(region.base)),
+            count: min(length, sample.byteCount))
+    }
+
     /// Gives a request its place in the connection to its target.
     func admit(_ flight: Flight, newConnection: () -> UInt64) {
         guard case .write = flight.body else { return }
-        var lane = lanes.removeValue(forKey: flight.target) ?? Lane()
+        let lane = flight.lane
         if lane.connection == 0 { lane.connection = newConnection() }
         flight.connection = lane.connection
         flight.ordinal = lane.launched
         lane.open[lane.launched] = flight
         lane.launched += 1
-        lanes[flight.target] = lane
     }
 
     /// Notes that a request has been counted, or that nobody will ask about it.
@@ -195,9 +218,7 @@ final class SimulatedPort {
     /// Puts the end of a request out for `poll`, once.
     func report(_ flight: Flight) {
         guard !flight.isSevered else { return }
-        if lanes[flight.target]?.connection == flight.connection {
-            lanes[flight.target]?.open[flight.ordinal] = nil
-        }
+        if flight.lane.connection == flight.connection { flight.lane.open[flight.ordinal] = nil }
         var completion = Completion(
             context: flight.context, count: 1, status: flight.status, detail: flight.detail)
         if flight.status != .success {
@@ -210,7 +231,7 @@ final class SimulatedPort {
 
     /// Gives up what is under way to a target. What is on the wire may still land; what is not will not be sent.
     func sever(_ target: UInt64) {
-        guard var lane = lanes[target] else { return }
+        guard let lane = lanes[target] else { return }
         let open = lane.open.sorted { $0.key < $1.key }.map(\.value)
         lane.open = [:]
         // Messages have a connection of their own.
@@ -218,8 +239,7 @@ final class SimulatedPort {
         lane.first = 0
         lane.connection = 0
         lane.launched = 0
-        if lane.queue.isEmpty { turns.removeAll { $0 == target } }
-        lanes[target] = lane
+        if lane.queue.isEmpty { turns.removeAll { $0 === lane } }
         for flight in open {
             let isWhole = flight.status == .success
             flight.fail(.peerLost)
@@ -233,6 +253,7 @@ final class SimulatedPort {
         isOpen = false
         localKeys = [:]
         remoteKeys = [:]
+        for lane in lanes.values { lane.clear() }
         lanes = [:]
         incoming = [:]
         turns = []

@@ -11,9 +11,9 @@ struct KVCommand: ParsableCommand {
 
     private static var subcommands: [any ParsableCommand.Type] {
         #if HTTP
-            [KVRoute.self, KVSoak.self]
+            [KVRoute.self, KVSimulate.self, KVSoak.self]
         #else
-            [KVSoak.self]
+            [KVSimulate.self, KVSoak.self]
         #endif
     }
 }

@@ -172,9 +172,9 @@ struct Pair {
     /// Opens both.
     init(
         seed: UInt64 = 1, bytes: Int = 1 << 20, left: SimulatedNIC = SimulatedNIC(name: "left"),
-        right: SimulatedNIC = SimulatedNIC(name: "right")
+        right: SimulatedNIC = SimulatedNIC(name: "right"), sample: SimulatedSample? = nil
     ) throws {
-        network = SimulatedNetwork(seed: seed)
+        network = SimulatedNetwork(seed: seed, sample: sample)
         self.left = try Node(network, left, engine: 11)
         self.right = try Node(network, right, engine: 22)
         source = try self.left.memory(bytes, access: .localOnly)

@@ -24,8 +24,7 @@ final class KVWorld: @unchecked Sendable {
     private var incarnations: [Int]
     private var owners: [UInt64: (process: Int, nic: Int)] = [:]
     private var paused: Set<Int> = []
-    private var agenda: [(time: UInt64, order: Int, action: () -> Void)] = []
-    private var planned = 0
+    private var agenda = Agenda()
     private var nextLook: UInt64 = 0
     private var end: UInt64 = 0
 
@@ -65,12 +64,7 @@ final class KVWorld: @unchecked Sendable {
     }
 
     /// Lets something happen later.
-    func at(_ time: UInt64, _ action: @escaping () -> Void) {
-        planned += 1
-        let order = planned
-        let place = agenda.firstIndex { ($0.time, $0.order) > (time, order) } ?? agenda.endIndex
-        agenda.insert((time, order, action), at: place)
-    }
+    func at(_ time: UInt64, _ action: @escaping () -> Void) { agenda.add(time, action) }
 
     func after(_ nanoseconds: UInt64, _ action: @escaping () -> Void) {
         at(network.nowNanoseconds + nanoseconds, action)
@@ -81,9 +75,8 @@ final class KVWorld: @unchecked Sendable {
     func run() -> Outcome {
         while network.nowNanoseconds < end {
             var isBusy = false
-            while let next = agenda.first, next.time <= network.nowNanoseconds {
-                agenda.removeFirst()
-                next.action()
+            while let action = agenda.next(network.nowNanoseconds) {
+                action()
                 isBusy = true
             }
             for node in nodes where node.isAlive && !paused.contains(node.index) {
@@ -92,7 +85,7 @@ final class KVWorld: @unchecked Sendable {
             if !isBusy { advance() }
         }
         finish()
-        agenda = []  // what is in it holds what holds it
+        agenda = Agenda()  // what is in it holds what holds it
         outcome.hash = network.traceHash
         outcome.events = network.eventCount
         outcome.nanoseconds = network.nowNanoseconds
@@ -100,7 +93,7 @@ final class KVWorld: @unchecked Sendable {
     }
 
     private func advance() {
-        let next = min(agenda.first?.time ?? .max, nextLook, network.nextEventNanoseconds ?? .max)
+        let next = min(agenda.nextTime ?? .max, nextLook, network.nextEventNanoseconds ?? .max)
         if network.nextEventNanoseconds == next { network.step() } else { network.run(until: next) }
         guard network.nowNanoseconds >= nextLook else { return }
         nextLook = network.nowNanoseconds + Self.look
