@@ -90,7 +90,8 @@
             let prefiller = prefillers.isEmpty ? nil : prefillers[chosen.prefiller]
             choices += 1
             let choice = Choice(
-                number: choices, prefiller: prefiller?.url, address: prefiller?.address, decoder: decoders[chosen.decoder].url,
+                number: choices, prefiller: prefiller?.url, address: prefiller?.address,
+                decoder: decoders[chosen.decoder].url,
                 promptTokens: prompt.count,
                 decodeTokens: (prefiller == nil ? prompt.count : 0) + output)
             if choice.prefiller != nil { prefilling.insert(choice.number) }
