@@ -85,7 +85,7 @@ extension TransferEngine {
     }
 
     /// Posts a short write on one NIC without taking a slot. False when that NIC does not complete it at once or
-    /// takes nothing now, or when others wait: then it goes the ordinary way.
+    /// takes nothing now, when others wait, or when there are several classes: then it goes the ordinary way.
     @inline(__always)
     func postAtOnce(
         _ source: MemoryRegion, _ sourceOffset: Int, _ byteCount: Int, _ attachment: UInt32,
@@ -102,7 +102,7 @@ extension TransferEngine {
     ) -> Bool {
         guard attachment.completesAtOnce, UInt64(byteCount) <= attachment.maximumWriteBytes,
             byteCount < 2 * group.planner.stripeBytes || attachment.rails.count == 1,
-            group.hot.value.ready.isEmpty, group.hot.value.downLinks == 0
+            group.hot.value.ready.isEmpty, group.hot.value.downLinks == 0, !group.hot.value.traffic.isMixed
         else { return false }
         group.hot.value.sequence &+= 1
         let sequence = group.hot.value.sequence
@@ -122,9 +122,6 @@ extension TransferEngine {
         let request = unsafe UnsafeBufferPointer(start: group.batch.address(of: 0), count: 1)
         guard unsafe group.domains[domain].post(request).accepted == 1 else { return false }
         group.recorder.wroteAtOnce(byteCount)
-        if group.hot.value.traffic.isMixed, byteCount > 0 {
-            group.hot.value.traffic.note(attachment.trafficClass, at: group.recorder.now())
-        }
         group.tallyAtOnce(byteCount, domain, attachment.peer)
         return true
     }

@@ -38,7 +38,7 @@ public struct Yielding: Hashable, Sendable {
 }
 
 /// What classes are in use, and what of them is under way.
-struct Traffic {
+struct Traffic: ~Copyable {
     /// A bit for each class that something was attached with.
     private var classes: UInt8 = 0
     /// Whether there is more than one: only then anything is held back.
@@ -86,9 +86,12 @@ extension DomainGroup {
             return
         }
         slot.trafficClass = attachments[slot.firstAttachment].trafficClass
-        if hot.value.traffic.isMixed, let trafficClass = slot.trafficClass {
-            hot.value.traffic.note(trafficClass, at: slot.submitted)
-        }
+        if hot.value.traffic.isMixed { noteBeginning(slot) }
+    }
+
+    @inline(never)
+    private func noteBeginning(_ slot: borrowing TransferSlot) {
+        if let trafficClass = slot.trafficClass { hot.value.traffic.note(trafficClass, at: slot.submitted) }
     }
 
     /// Whether there may be something more urgent.
@@ -98,18 +101,19 @@ extension DomainGroup {
     }
 
     /// How many of the requests `first..<end` of the batch may be posted now; 0 leaves the turn to others.
+    @inline(never)
     func allowance(_ slot: borrowing TransferSlot, _ first: Int, _ end: Int) -> Int {
         guard let trafficClass = slot.trafficClass else { return end - first }
-        let traffic = hot.value.traffic
         var left = yielding.bytes
         var count = 0
-        if !traffic.isQuiet(above: trafficClass, at: recorder.now(), hold: yielding.hold.nanoseconds) {
-            let inFlight = traffic.inFlight(from: trafficClass)
+        let (now, hold) = (recorder.now(), yielding.hold.nanoseconds)
+        if !hot.value.traffic.isQuiet(above: trafficClass, at: now, hold: hold) {
+            let inFlight = hot.value.traffic.inFlight(from: trafficClass)
             left = yielding.bytes * domains.count - inFlight
             if inFlight > 0, left < batch[first].length { return 0 }
         } else if !attachments[slot.firstAttachment].completesAtOnce {
             return end - first
-        } else if traffic.turnBytes > 0, submissions.mayHaveItems {
+        } else if hot.value.traffic.turnBytes > 0, submissions.mayHaveItems {
             return 0  // Whoever has come while this copied may be more urgent.
         }
         repeat {
@@ -120,6 +124,7 @@ extension DomainGroup {
     }
 
     /// Notes what has been posted of a batch of a slot that may yield.
+    @inline(never)
     func noteBytes(_ slot: inout TransferSlot, _ requests: Range<Int>, isComplete: Bool) {
         guard let trafficClass = slot.trafficClass else { return }
         let bytes = requests.reduce(0) { $0 + batch[$1].length }
@@ -132,6 +137,7 @@ extension DomainGroup {
     }
 
     /// Notes the end of some of a slot's requests; `before` were in flight. Requests of a transfer are taken to be equally long.
+    @inline(never)
     func noteEnd(_ slot: inout TransferSlot, _ count: Int, of before: Int) {
         guard let trafficClass = slot.trafficClass else { return }
         hot.value.traffic.note(trafficClass, at: recorder.lastTime ?? hot.value.now)

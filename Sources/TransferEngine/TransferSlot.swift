@@ -100,7 +100,7 @@ struct TransferSlot: ~Copyable {
     var isWide: Bool { kind == .scatter || kind == .barrier }
 
     /// That of the first target.
-    var firstAttachment: UInt32 { isWide ? targets[0].attachment : attachment }
+    @inline(__always) var firstAttachment: UInt32 { isWide ? targets[0].attachment : attachment }
 
     /// The attachment that a tag's rail is one of.
     func attachment(of tag: RequestTag) -> UInt32 {
