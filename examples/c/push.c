@@ -69,7 +69,7 @@ static void push(int channel) {
   ssize_t length = read(channel, descriptor, sizeof descriptor);
   if (length <= 0) exit(1);
   te_remote target;
-  check(te_remote_attach(engine, descriptor, (uint64_t)length, &target), "attach");
+  check(te_remote_attach(engine, descriptor, (uint64_t)length, TE_TRAFFIC_NORMAL, &target), "attach");
 
   te_operation paged;
   te_transfer transfer;

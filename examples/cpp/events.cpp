@@ -82,7 +82,7 @@ void run() {
   const auto where = descriptor(target), who = receiver.address();
   te_remote remote;
   te_peer peer;
-  check(te_remote_attach(sender.handle(), where.data(), where.size(), &remote));
+  check(te_remote_attach(sender.handle(), where.data(), where.size(), TE_TRAFFIC_NORMAL, &remote));
   check(te_peer_connect(sender.handle(), who.data(), who.size(), &peer));
 
   const std::string greeting = "all sent";
