@@ -174,8 +174,9 @@ import Testing
         #expect(engine.tick() == .max, "and not at all when nobody wants it")
     }
 
-    /// A peer that stands still costs no processor here, whether what is for it waits in its ring or found no room there.
-    @Test(.timeLimit(.minutes(1)), arguments: [1, 600]) func aPeerThatStandsStillIsLookedAtNowAndThen(
+    /// A peer that stands still costs no processor here, whether what is for it waits in its ring or found no room there: that
+    /// has 258 of these messages.
+    @Test(.timeLimit(.minutes(1)), arguments: [1, 262]) func aPeerThatStandsStillIsLookedAtNowAndThen(
         messages: Int
     ) async throws {
         let target = try TransferEngine(Configuration(name: "stands still", progress: .manual))
@@ -191,6 +192,8 @@ import Testing
             try source.send([UInt8](repeating: 7, count: 4000), to: peer)
         }
         try await Task.sleep(for: .milliseconds(50))
+        let isFull = try source.perform { !$0.hot.value.ready.isEmpty }
+        #expect(isFull == (messages > 1))
         let before = try source.perform { $0.hot.value.rounds }
         try await Task.sleep(for: .milliseconds(200))
         let rounds = try source.perform { $0.hot.value.rounds } - before
