@@ -365,6 +365,12 @@ void te_standin_free(struct te_standin *network) {
     free(network);
 }
 struct te_standin_books *te_standin_books(struct te_standin *network) { return &network->books; }
+uint64_t te_standin_polls(struct te_standin *network) {
+    LOCK();
+    uint64_t polls = network->books.polls;
+    UNLOCK();
+    return polls;
+}
 const char *te_standin_name(struct te_standin *network, int device) { return network->devices[device].device.name; }
 
 void te_standin_raise(struct te_standin *network, int device, enum ibv_event_type type, uint32_t qp) {

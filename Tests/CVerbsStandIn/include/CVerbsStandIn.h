@@ -50,6 +50,8 @@ struct te_standin;
 struct te_standin *te_standin_new(int devices, int is_ethernet);
 void te_standin_free(struct te_standin *network);
 struct te_standin_books *te_standin_books(struct te_standin *network);
+/// Polls so far, for who looks while others poll.
+uint64_t te_standin_polls(struct te_standin *network);
 /// The name of a device, for as long as the network lives.
 const char *te_standin_name(struct te_standin *network, int device);
 /// The table to open devices with; it finds the devices of all networks.
