@@ -106,7 +106,9 @@ final class KVRun: @unchecked Sendable {
                     rank: rank, region: 1, offset: room.tail * KVNode.tailBytes, byteCount: KVNode.tailBytes)
                 : nil,
             input: (0..<8).map { UInt8(truncatingIfNeeded: content >> (8 * $0)) },
-            timeout: .nanoseconds(Int64(request.timeout)), isLayerwise: request.isLayerwise)
+            // Who got nothing in its time gives twice as much the next time.
+            timeout: .nanoseconds(Int64(request.timeout << min(attempts - 1, 12))),
+            isLayerwise: request.isLayerwise)
         let attempt = attempts
         current = decoding.role.request(wanted, from: peer) { [weak self] event in
             self?.take(event, room, index, attempt)
