@@ -3,7 +3,7 @@ internal import TransferCore
 /// How urgent the writes to an attached region are: with which class a region is attached decides for all of them.
 ///
 /// While more urgent traffic is around, less urgent transfers of the same engine keep little in flight (`Yielding`), so that an
-/// urgent write never waits behind more than that. They still move on: nobody starves. A class costs nothing while an engine
+/// urgent write waits behind that, or behind one longer request. They still move on: nobody starves. A class costs nothing while an engine
 /// has attachments of one class only.
 ///
 /// Classes order what one engine hands to its NICs. They are no service levels of the fabric, and engines do not know of each
@@ -23,7 +23,7 @@ public enum TrafficClass: UInt8, Hashable, Sendable, CaseIterable, Comparable {
 /// How far transfers hold themselves back while more urgent ones are around.
 public struct Yielding: Hashable, Sendable {
     /// Bytes that less urgent transfers together keep in flight on each NIC, or copy in one turn where writes are complete when
-    /// they are posted; at least one request each time. What an urgent write waits for at most.
+    /// they are posted; at least one request each time.
     public var bytes: Int
     /// How long after its last request more urgent traffic counts as being around.
     public var hold: Duration
