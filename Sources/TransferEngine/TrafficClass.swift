@@ -3,8 +3,8 @@ internal import TransferCore
 /// How urgent the writes to an attached region are: with which class a region is attached decides for all of them.
 ///
 /// While more urgent traffic is around, less urgent transfers of the same engine keep little in flight (`Yielding`), so that an
-/// urgent write waits behind that, or behind one longer request. They still move on: nobody starves. A class costs nothing while an engine
-/// has attachments of one class only.
+/// urgent write waits behind that, or behind one longer request. They still move on: nobody starves. A class costs nothing
+/// while an engine has attachments of one class only.
 ///
 /// Classes order what one engine hands to its NICs. They are no service levels of the fabric, and engines do not know of each
 /// other.
