@@ -231,8 +231,9 @@ let package = Package(
         .testTarget(
             name: "FuzzTests",
             dependencies: [
-                "TransferCore", "SharedMemoryProvider", "Platform", "CPlatform", "CFabricStandIn", libfabric,
-                verbs,
+                "TransferCore", "TransferEngine", "SharedMemoryProvider", "Platform", "CPlatform",
+                "CFabricStandIn", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "TransferDirectory",
+                libfabric, verbs,
             ],
             path: "Fuzz/Targets", swiftSettings: strict),
         .executableTarget(

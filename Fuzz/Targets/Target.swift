@@ -10,12 +10,15 @@ struct Target: Sendable {
     let run: @Sendable (borrowing [UInt8]) -> Void
 
     static var all: [Target] {
-        var targets = [descriptors, traces, digests, rings, control]
+        var targets = [descriptors, traces, digests, messages, files, rings, control]
         #if Libfabric
             targets.append(frames)
         #endif
         #if Verbs
             targets.append(datagrams)
+        #endif
+        #if HTTP
+            targets.append(requests)
         #endif
         return targets
     }

@@ -20,7 +20,7 @@ public struct Mesh: Hashable, Sendable {
 
     /// - Throws: `invalidArgument` when there are not as many ranks as the shape says, or one is there twice.
     public init(name: String, shape: [Int], ranks: [Int]) throws(TransferError) {
-        guard !shape.isEmpty, shape.allSatisfy({ $0 > 0 }), shape.reduce(1, *) == ranks.count,
+        guard !shape.isEmpty, shape.allSatisfy({ $0 > 0 }), shape.product == ranks.count,
             Set(ranks).count == ranks.count, ranks.allSatisfy({ $0 >= 0 })
         else {
             throw TransferError(

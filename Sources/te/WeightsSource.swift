@@ -19,7 +19,7 @@ struct WeightSource {
         origin =
             if let path {
                 path.hasSuffix(".gguf")
-                    ? .gguf(try GGUF(path: path)) : .safetensors(try SafetensorsFiles(path))
+                    ? .gguf(try GGUF(parsing: File.read(path))) : .safetensors(try SafetensorsFiles(path))
             } else { .generated }
     }
 

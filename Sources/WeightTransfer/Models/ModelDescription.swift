@@ -16,9 +16,29 @@ public struct TensorDescription: Hashable, Sendable {
     }
 
     /// Elements.
+    /// - Precondition: There is memory for as many: what was read from elsewhere has been checked by whoever read it.
     public var count: Int { shape.reduce(1, *) }
     /// Bytes.
     public var byteCount: Int { count * type.byteCount }
+
+    /// Bytes, where no memory need be large enough for them: nil for a shape that no tensor has, or beyond 2^62.
+    var checkedByteCount: Int? {
+        guard let bytes = (shape + [type.byteCount]).product, bytes <= 1 << 62 else { return nil }
+        return bytes
+    }
+}
+
+extension [Int] {
+    /// The product; nil where there is a negative factor, or no `Int` is large enough.
+    var product: Int? {
+        var result = 1
+        for factor in self {
+            let (product, overflow) = result.multipliedReportingOverflow(by: factor)
+            guard factor >= 0, !overflow else { return nil }
+            result = product
+        }
+        return result
+    }
 }
 
 /// How attention heads divide the rows of the query, key and value projections.
@@ -46,11 +66,13 @@ public struct ModelDescription: Hashable, Sendable {
     /// Needed for tensor parallel attention with fused projections; nil divides rows evenly.
     public var attention: AttentionShape?
 
-    /// - Throws: `invalidArgument` for a parameter without a name, named twice, or whose shape no tensor has.
+    /// - Throws: `invalidArgument` for a parameter without a name, named twice, or whose shape no tensor has, and for more
+    ///   than 2^62 bytes in all.
     public init(
         name: String, tensors: [TensorDescription], attention: AttentionShape? = nil
     ) throws(TransferError) {
         var names: Set<String> = []
+        var bytes = 0
         for tensor in tensors {
             guard names.insert(tensor.name).inserted, !tensor.name.isEmpty else {
                 throw TransferError(.invalidArgument, "parameter '\(tensor.name)' is described twice")
@@ -62,6 +84,11 @@ public struct ModelDescription: Hashable, Sendable {
                     .invalidArgument,
                     "parameter '\(tensor.name)' has shape \(tensor.shape); one to three positive dimensions")
             }
+            guard let more = tensor.checkedByteCount, more <= 1 << 62 - bytes else {
+                throw TransferError(
+                    .invalidArgument, "parameter '\(tensor.name)' makes the model larger than any memory")
+            }
+            bytes += more
         }
         self.name = name
         self.tensors = tensors

@@ -42,11 +42,11 @@ public struct SafetensorsHeader: Hashable, Sendable {
         entries.sort { ($0.begin, $0.tensor.name) < ($1.begin, $1.tensor.name) }
         var place = 0
         for (begin, end, tensor) in entries {
-            guard begin == place, tensor.shape.allSatisfy({ $0 >= 0 }), end - begin == tensor.byteCount else {
+            guard begin == place, end - begin == tensor.checkedByteCount else {
                 throw TransferError(
                     .malformedDescriptor,
-                    "'\(tensor.name)' at \(begin)..<\(end): its shape needs \(tensor.byteCount) bytes at \(place)"
-                )
+                    "'\(tensor.name)' at \(begin)..<\(end): its shape \(tensor.shape) of \(tensor.type) does not fit there, "
+                        + "or does not follow byte \(place)")
             }
             place = end
         }

@@ -1,8 +1,7 @@
-internal import TransferEngine
-internal import WeightTransfer
+package import TransferCore
 
 /// The tensors of a GGUF file, as BF16: F32, Q8_0 and Q4_1, the types of the demonstration's model.
-struct GGUF {
+package struct GGUF {
     private struct Entry {
         var shape: [Int]
         var type: UInt32
@@ -13,22 +12,26 @@ struct GGUF {
     private var entries: [String: Entry] = [:]
     private var place = 24
 
-    init(path: String) throws(TransferError) {
-        bytes = try File.read(path)
+    /// Reads the whole of a file.
+    /// - Throws: `malformedDescriptor` for what is no GGUF file.
+    package init(parsing bytes: [UInt8]) throws(TransferError) {
+        self.bytes = bytes
         guard bytes.count > 24, Array(bytes[..<4]) == Array("GGUF".utf8) else {
             throw error("not a GGUF file")
         }
         let tensors = try integer(at: 8, size: 8)
         for _ in 0..<(try integer(at: 16, size: 8)) {
             _ = try text()
-            try skipValue(UInt32(try take(4)))
+            try skipValue(UInt32(try take(4)), depth: 0)
         }
         for _ in 0..<tensors {
             let name = try text()
             var shape: [Int] = []
             for _ in 0..<(try take(4)) { shape.insert(try take(8), at: 0) }
             let type = UInt32(try take(4))
-            entries[name] = Entry(shape: shape, type: type, offset: try take(8))
+            let offset = try take(8)
+            guard offset <= bytes.count else { throw error("'\(name)' is behind the end") }
+            entries[name] = Entry(shape: shape, type: type, offset: offset)
         }
         let start = (place + 31) / 32 * 32
         for name in entries.keys { entries[name]?.offset += start }
@@ -46,8 +49,14 @@ struct GGUF {
     }
 
     private mutating func take(_ size: Int) throws(TransferError) -> Int {
-        defer { place += size }
-        return try integer(at: place, size: size)
+        let value = try integer(at: place, size: size)
+        place += size
+        return value
+    }
+
+    private mutating func skip(_ size: Int) throws(TransferError) {
+        guard size <= bytes.count - place else { throw error("the file ends at byte \(place)") }
+        place += size
     }
 
     private mutating func text() throws(TransferError) -> String {
@@ -57,22 +66,23 @@ struct GGUF {
         return String(decoding: bytes[place..<place + count], as: UTF8.self)
     }
 
-    private mutating func skipValue(_ type: UInt32) throws(TransferError) {
+    private mutating func skipValue(_ type: UInt32, depth: Int) throws(TransferError) {
         switch type {
-        case 0, 1, 7: place += 1
-        case 2, 3: place += 2
-        case 4, 5, 6: place += 4
-        case 10, 11, 12: place += 8
+        case 0, 1, 7: try skip(1)
+        case 2, 3: try skip(2)
+        case 4, 5, 6: try skip(4)
+        case 10, 11, 12: try skip(8)
         case 8: _ = try text()
         case 9:
+            guard depth < 16 else { throw error("lists are nested too deep") }
             let element = UInt32(try take(4))
-            for _ in 0..<(try take(8)) { try skipValue(element) }
+            for _ in 0..<(try take(8)) { try skipValue(element, depth: depth + 1) }
         default: throw error("a value of type \(type)")
         }
     }
 
     /// A tensor by its name in checkpoints; nil when there is none of this name and shape.
-    func bf16(_ tensor: TensorDescription) throws(TransferError) -> [UInt16]? {
+    package func bf16(_ tensor: TensorDescription) throws(TransferError) -> [UInt16]? {
         guard let entry = entries[Self.name(tensor.name)], entry.shape == tensor.shape else { return nil }
         var result: [UInt16] = []
         result.reserveCapacity(tensor.count)

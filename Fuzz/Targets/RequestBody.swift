@@ -1,0 +1,1 @@
+../../Sources/KVRouter/RequestBody.swift
