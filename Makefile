@@ -87,8 +87,8 @@ test: setup lint
 	$(MAKE) test-operations
 	$(TE) sim --scenario all --seeds 1..200
 	$(TE) demo --quick
-	$(TE) kv soak --seconds 20
-	$(TE) kv soak --seconds 20 --provider tcp
+	$(TE) kv soak --seconds 30 --etcd
+	$(TE) kv soak --seconds 30 --etcd --provider tcp
 	$(BUILD) $(EXAMPLE)/push && .build/examples/debug/push
 	$(BUILD) $(EXAMPLE)/prefill-decode && .build/examples/debug/prefill-decode
 	$(MAKE) test-c test-python

@@ -120,6 +120,9 @@ final class ChildLines: Sendable {
         Self.threads.withLock { threads in if let thread { threads.append(thread) } }
     }
 
+    /// Somebody else has something to say.
+    func add(_ line: String) { waiting.withLock { $0.append(line) } }
+
     /// The oldest line that has not been taken.
     func next() -> String? { waiting.withLock { $0.isEmpty ? nil : $0.removeFirst() } }
 }

@@ -26,7 +26,8 @@ struct KVSoak: ParsableCommand {
         discussion: """
             A request whose prefiller was killed is asked for again from another one (again). Exit \
             code 1 when a request failed for good, a byte was wrong, a free page was written to, or a \
-            request did not end.
+            request did not end. Every other decoder compares digests. With --etcd the processes find \
+            each other in an etcd, which is killed now and then, too, and sometimes loses its data.
             """
     )
 
@@ -42,6 +43,10 @@ struct KVSoak: ParsableCommand {
     var provider = "shm"
     @Option(help: "what is killed when, and what is asked")
     var seed: UInt64 = 1
+    #if HTTP
+        @Flag(help: "let the processes find each other in an etcd that is killed as well")
+        var etcd = false
+    #endif
     @Flag(help: "one JSON object per line")
     var json = false
 
@@ -53,13 +58,19 @@ struct KVSoak: ParsableCommand {
     func run() throws {
         var random = SeededGenerator(seed: seed)
         var number = 0
+        #if HTTP
+            let etcd = etcd ? try KVSoakEtcd() : nil
+            let directory = etcd.map { ["--etcd", $0.endpoint] } ?? []
+        #else
+            let directory: [String] = []
+        #endif
         func start(_ role: String) throws -> ChildProcess {
             number += 1
-            return try ChildProcess([
-                "kv-soak-node", "--role", role, "--name", "\(role)-\(number)", "--provider", provider,
-                "--seed",
-                String(seed &* 1000 &+ UInt64(number)),
-            ])
+            return try ChildProcess(
+                [
+                    "kv-soak-node", "--role", role, "--name", "\(role)-\(number)", "--provider", provider,
+                    "--seed", String(seed &* 1000 &+ UInt64(number)),
+                ] + directory)
         }
         var addresses: [String] = []
         var sources: [ChildProcess] = []
@@ -69,13 +80,13 @@ struct KVSoak: ParsableCommand {
             let address = try child.receive()
             addresses.append(address)
             sources.append(child)
-            for target in targets { try target.send(address) }
+            for target in targets where directory.isEmpty { try target.send(address) }
         }
         func startTarget() throws {
             let child = try start("decoder")
             _ = try child.receive()
             targets.append(child)
-            for address in addresses.suffix(prefillers) { try child.send(address) }
+            for address in addresses.suffix(prefillers) where directory.isEmpty { try child.send(address) }
         }
         for _ in 0..<decoders { try startTarget() }
         for _ in 0..<prefillers { try startSource() }
@@ -83,6 +94,9 @@ struct KVSoak: ParsableCommand {
         let end = monotonicSeconds() + seconds
         while monotonicSeconds() < end {
             usleep(UInt32((killEvery > 0 ? min(killEvery, 10) : 1) * 1e6))
+            #if HTTP
+                try etcd?.disturb(&random)
+            #endif
             guard killEvery > 0, monotonicSeconds() < end else { continue }
             showProgress("\(killed) killed")
             killed += 1
@@ -94,10 +108,18 @@ struct KVSoak: ParsableCommand {
                 try startSource()
             }
         }
-        try finish(targets, sources, killed)
+        #if HTTP
+            try etcd?.start()  // what is asked again needs somebody to ask
+            try finish(targets, sources, killed, etcd.map { ($0.kills, $0.losses) })
+        #else
+            try finish(targets, sources, killed, nil)
+        #endif
     }
 
-    private func finish(_ targets: [ChildProcess], _ sources: [ChildProcess], _ killed: Int) throws {
+    private func finish(
+        _ targets: [ChildProcess], _ sources: [ChildProcess], _ killed: Int,
+        _ etcd: (kills: Int, losses: Int)?
+    ) throws {
         var sum = Numbers()
         var reasons: [String] = []
         for target in targets { try target.send("stop") }
@@ -111,6 +133,8 @@ struct KVSoak: ParsableCommand {
         var report = Report(json: json)
         report.add(
             [("provider", .text(provider)), ("seconds", .number(seconds)), ("killed", .integer(killed))]
+                + (etcd.map { [("etcd killed", .integer($0.kills)), ("data lost", .integer($0.losses))] }
+                    ?? [])
                 + zip(Numbers.names, sum.values).map { ($0, .integer($1)) }
                 + [("reasons", .list(reasons.map { .text($0) }))])
         report.finish()

@@ -44,7 +44,10 @@ final class KVSoakDecoder: @unchecked Sendable {
         self.pages = pages
         random = SeededGenerator(seed: seed)
         content = seed << 32
-        role = try KVDecoder(KVSoakPages.configuration(name), layout: KVSoakPages.layout, ranks: [pages.rank])
+        // Every other one compares digests.
+        role = try KVDecoder(
+            KVSoakPages.configuration(name, digests: seed % 2 == 0), layout: KVSoakPages.layout,
+            ranks: [pages.rank])
     }
 
     func run(_ lines: ChildLines) throws {
@@ -58,6 +61,8 @@ final class KVSoakDecoder: @unchecked Sendable {
                 if line == "stop" {
                     isStopping = true
                     end = now + 15_000_000_000
+                } else if line.hasPrefix("-") {
+                    leave(line.dropFirst())
                 } else if let bytes = bytes(hexadecimal: line),
                     let address = try? EngineAddress(decoding: bytes)
                 {
@@ -85,6 +90,15 @@ final class KVSoakDecoder: @unchecked Sendable {
     /// One that was killed meanwhile cannot be reached, and is left out.
     private func connect(_ address: EngineAddress) {
         if let peer = try? role.connect(to: address) { peers.append((peer, address)) }
+    }
+
+    /// Leaves a prefiller that the directory does not know any more.
+    private func leave(_ text: Substring) {
+        guard let bytes = bytes(hexadecimal: text), let address = try? EngineAddress(decoding: bytes) else {
+            return
+        }
+        for (peer, _) in peers.filter({ $0.address == address }) { role.disconnect(peer) }
+        peers.removeAll { $0.address == address }
     }
 
     /// Introduces itself again to those that were lost: slow ones come back, dead ones do not.

@@ -101,10 +101,12 @@ final class KVSoakPages: @unchecked Sendable {
         (content &* 0x9E37_79B9_7F4A_7C15 ^ UInt64(layer << 40 | page << 20 | word)) &* 0xBF58_476D_1CE4_E5B9
     }
 
-    static func configuration(_ name: String) -> KVConfiguration {
-        KVConfiguration(
+    static func configuration(_ name: String, digests: Bool = false) -> KVConfiguration {
+        var configuration = KVConfiguration(
             name: name, heartbeat: .milliseconds(200), cancelTimeout: .seconds(1),
             quarantine: .milliseconds(500))
+        configuration.digests = digests
+        return configuration
     }
 }
 
@@ -116,14 +118,23 @@ struct KVSoakNode: ParsableCommand {
     @Option var name: String
     @Option var provider: String
     @Option var seed: UInt64
+    /// Where prefillers are found; nil is what the parent says.
+    @Option var etcd: String?
 
     func run() throws {
         _ = te_die_with_parent()
         let pages = try KVSoakPages(name, provider: provider)
         let lines = ChildLines()
         if role == "prefiller" {
-            try KVSoakPrefiller(name, pages).run(lines)
+            let prefiller = try KVSoakPrefiller(name, pages)
+            #if HTTP
+                if let etcd { try KVSoakEtcd.announce(name, pages.rank.engine.address, etcd) }
+            #endif
+            try prefiller.run(lines)
         } else {
+            #if HTTP
+                if let etcd { try KVSoakEtcd.follow(etcd, lines) }
+            #endif
             try KVSoakDecoder(name, pages, seed).run(lines)
         }
     }

@@ -9,5 +9,13 @@ struct Te: ParsableCommand {
             Demo.self, Sim.self, KVCommand.self, Weights.self, MoECommand.self, TraceCommand.self, Top.self,
             BenchTarget.self, DemoReceiver.self, BenchKVTarget.self, KVSoakNode.self, WeightsMember.self,
             BenchMoERank.self,
-        ])
+        ] + etcd)
+
+    private static var etcd: [any ParsableCommand.Type] {
+        #if HTTP
+            [KVSoakEtcdNode.self]
+        #else
+            []
+        #endif
+    }
 }
