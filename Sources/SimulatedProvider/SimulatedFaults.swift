@@ -13,6 +13,8 @@ public protocol SimulatedFaults {
     mutating func admission(of offered: Int, by nic: UInt64, nowNanoseconds: UInt64) -> SimulatedAdmission
     /// How many completions and messages a NIC hands over in one poll, of at most `room`.
     mutating func handOver(_ room: Int, by nic: UInt64, nowNanoseconds: UInt64) -> Int
+    /// Which of the `length` bytes of a write's packet arrives with a bit turned over, unnoticed by the network; nil is none.
+    mutating func damagedByte(of length: Int, nowNanoseconds: UInt64) -> Int?
 }
 
 extension SimulatedFaults {
@@ -25,6 +27,9 @@ extension SimulatedFaults {
 
     /// As many as there is room for.
     public mutating func handOver(_ room: Int, by nic: UInt64, nowNanoseconds: UInt64) -> Int { room }
+
+    /// None.
+    public mutating func damagedByte(of length: Int, nowNanoseconds: UInt64) -> Int? { nil }
 }
 
 /// What a NIC takes of a batch.

@@ -139,6 +139,9 @@ extension SimulatedNetwork {
             let place = unsafe sample.map { unsafe region.base + $0.place(of: Int(write.offset)) } ?? address
             unsafe (place + range.lowerBound).copyMemory(
                 from: first + range.lowerBound, byteCount: range.count)
+            if let byte = faults.damagedByte(of: range.count, nowNanoseconds: nowNanoseconds) {
+                unsafe (place + range.lowerBound + byte).assumingMemoryBound(to: UInt8.self).pointee ^= 4
+            }
         }
     }
 

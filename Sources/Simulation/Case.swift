@@ -94,6 +94,8 @@ public struct Fault: Hashable, Sendable {
         case duplicates(perMillion: Int, nanoseconds: UInt64)
         /// So many of a million batches are taken in part, or not at all.
         case partialPosts(perMillion: Int)
+        /// So many of a million packets of writes arrive with a bit turned over, and nobody notices.
+        case damage(perMillion: Int)
         /// So many of a million polls hand over one completion, or none.
         case slowCompletions(perMillion: Int)
         /// One NIC neither sends nor receives.
@@ -148,4 +150,6 @@ public struct Outcome: Hashable, Sendable {
     public var quiescent = 0
     /// Cancelled operations of which that could not be proven.
     public var unproven = 0
+    /// Operations that ended because a digest told that the data was damaged.
+    public var mismatches = 0
 }

@@ -6,6 +6,8 @@ struct FaultRule: SimulatedFaults {
     let faults: [Fault]
     /// Those that are looked at for each batch and each poll.
     private let pressing: [Fault]
+    /// Those that are looked at for each packet that lands.
+    private let damaging: [Fault]
     var random: SeededGenerator
     /// Process and NIC of each id; those of processes that have crashed stay, so that late packets are judged alike.
     let owners: [UInt64: (process: Int, nic: Int)]
@@ -15,6 +17,10 @@ struct FaultRule: SimulatedFaults {
         self.random = random
         self.owners = owners
         pressing = faults.filter(\.isPressing)
+        damaging = faults.filter {
+            guard case .damage = $0.kind else { return false }
+            return true
+        }
     }
 
     mutating func verdict(for packet: SimulatedPacket) -> SimulatedVerdict {
@@ -43,7 +49,7 @@ struct FaultRule: SimulatedFaults {
                 if packet.kind == .message, mayRepeat(packet.head), hits(share) {
                     return .duplicate(nanoseconds: UInt64.random(in: 0...nanoseconds, using: &random))
                 }
-            case .pause, .crash, .partialPosts, .slowCompletions: break
+            case .pause, .crash, .partialPosts, .slowCompletions, .damage: break
             }
         }
         return delay > 0 ? .delay(nanoseconds: delay) : .deliver
@@ -68,6 +74,14 @@ struct FaultRule: SimulatedFaults {
             return Int.random(in: 0...1, using: &random)
         }
         return room
+    }
+
+    mutating func damagedByte(of length: Int, nowNanoseconds now: UInt64) -> Int? {
+        for case .damage(let share) in damaging.filter({ $0.begin <= now && now < $0.end }).map(\.kind)
+        where hits(share) {
+            return Int.random(in: 0..<length, using: &random)
+        }
+        return nil
     }
 
     private func kinds(at now: UInt64) -> [Fault.Kind] {

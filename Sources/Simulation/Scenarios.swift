@@ -52,7 +52,7 @@ public struct Scenario: Sendable {
             fault.kind = .partition(from: from, to: from == to ? (to + 1) % nics.count : to)
         case .pause(let process): fault.kind = .pause(process: process % nics.count)
         case .crash(let process): fault.kind = .crash(process: process % nics.count)
-        case .loss, .acknowledgementLoss, .delay, .duplicates, .partialPosts, .slowCompletions: break
+        case .loss, .acknowledgementLoss, .delay, .duplicates, .partialPosts, .slowCompletions, .damage: break
         }
         return fault
     }

@@ -19,7 +19,7 @@ static void sizes(void) {
   LAYOUT(te_kv_layout, 56, stage_count, 48);
   LAYOUT(te_kv_plane, 32, page_count, 24);
   LAYOUT(te_kv_rank, 48, plane_count, 40);
-  LAYOUT(te_kv_config, 40, quarantine_ns, 32);
+  LAYOUT(te_kv_config, 48, reserved, 44);
   LAYOUT(te_kv_event, 288, reason, 32);
   LAYOUT(te_kv_peer_state, 344, reason, 88);
   LAYOUT(te_kv_table, 24, count, 16);

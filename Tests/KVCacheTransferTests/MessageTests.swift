@@ -52,6 +52,14 @@ import TransferEngine
                 session: 4, request: 5, isQuiet: true, reason: KVError(.cancelled, "by the decoder"))),
         .heartbeat(KVMessage.Heartbeat(session: 4, number: 12345, isDraining: true)),
         .goodbye(session: 4),
+        .hello(
+            KVMessage.Hello(
+                session: 9, name: "d", address: EngineAddress(name: "d", landing: region), layout: layout,
+                ranks: [], wantsDigests: true)),
+        .digests(
+            KVMessage.Digests(
+                session: 4, request: 5, layer: 2, ranks: [Digest(low: 1, high: 2), Digest(low: 3, high: 4)])),
+        .digests(KVMessage.Digests(session: 4, request: 5, layer: nil, ranks: [Digest(low: 1, high: 2)])),
     ]
 
     @Test(arguments: messages) func comesBackAsItWas(message: KVMessage) throws {
@@ -91,7 +99,35 @@ import TransferEngine
         #expect(error?.message.contains("9 there") == true)
     }
 
-    /// The bytes of version 1 stay what they are.
+    /// Whoever introduces himself in a later version can be answered; nothing else of it is believed.
+    @Test func aHelloOfALaterVersionSaysWhoItIs() throws {
+        var bytes = Self.messages[0].encoded()
+        bytes[3] = 3
+        let stranger = try #require(KVMessage.stranger(bytes))
+        #expect(stranger.session == 1 << 60)
+        #expect(stranger.address == EngineAddress(name: "d", landing: Self.region))
+        #expect(KVMessage.stranger(Array(bytes.prefix(20))) == nil)
+        #expect(KVMessage.stranger(Self.messages[0].encoded()) == nil)
+        var other = KVMessage.goodbye(session: 1).encoded()
+        other[3] = 3
+        #expect(KVMessage.stranger(other) == nil)
+    }
+
+    /// What a library of version 1 knows is said in version 1; there is one form of everything.
+    @Test(arguments: messages) func aMessageHasTheLowestVersionThatKnowsIt(message: KVMessage) {
+        var bytes = message.encoded()
+        var isNew = false
+        switch message {
+        case .digests: isNew = true
+        case .hello(let hello): isNew = hello.wantsDigests
+        default: break
+        }
+        #expect(bytes[3] == (isNew ? 2 : 1))
+        bytes[3] ^= 3
+        #expect(throws: KVError.self) { try KVMessage(decoding: bytes) }
+    }
+
+    /// The bytes of both versions stay what they are.
     @Test func theWireFormatStays() {
         #expect(
             KVMessage.cancel(session: 0x0102, request: 3).encoded() == [
@@ -100,6 +136,14 @@ import TransferEngine
         #expect(
             KVMessage.heartbeat(KVMessage.Heartbeat(session: 1, number: 2, isDraining: false)).encoded() == [
                 0x54, 0x45, 0x4B, 1, 7, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0,
+            ])
+        #expect(
+            KVMessage.digests(
+                KVMessage.Digests(
+                    session: 1, request: 2, layer: 3, ranks: [Digest(low: 4, high: 5)])
+            ).encoded() == [
+                0x54, 0x45, 0x4B, 2, 9, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 3, 0, 1, 0,
+                4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0,
             ])
     }
 

@@ -35,6 +35,8 @@ import Testing
         func close() { for rank in ranks { rank.engine.close() } }
     }
 
+    typealias Executor = @Sendable (@escaping @Sendable () -> Void) -> Void
+
     /// What came from the roles, and a way to wait for it.
     final class Events: Sendable {
         let requests = Mutex<[KVRequestEvent]>([])
@@ -53,7 +55,7 @@ import Testing
 
         init(
             _ sourceLayout: KVLayout = RoleTests.layout, _ targetLayout: KVLayout = RoleTests.layout,
-            timeout: Duration = .seconds(30)
+            timeout: Duration = .seconds(30), digests: Bool = false, executor: Executor? = nil
         ) throws {
             source = try Instance("prefiller", sourceLayout)
             target = try Instance("decoder", targetLayout, timeout: timeout)
@@ -62,10 +64,11 @@ import Testing
                 KVConfiguration(name: "prefiller", heartbeat: .milliseconds(50)), layout: sourceLayout,
                 ranks: source.ranks
             ) { job in events.jobs.withLock { $0.append(job) } }
-            decoder = try KVDecoder(
-                KVConfiguration(
-                    name: "decoder", heartbeat: .milliseconds(50), cancelTimeout: .milliseconds(500)),
-                layout: targetLayout, ranks: target.ranks)
+            var configuration = KVConfiguration(
+                name: "decoder", heartbeat: .milliseconds(50), cancelTimeout: .milliseconds(500))
+            configuration.digests = digests
+            if let executor { configuration.digestExecutor = executor }
+            decoder = try KVDecoder(configuration, layout: targetLayout, ranks: target.ranks)
         }
 
         deinit {

@@ -10,6 +10,19 @@ import Testing
         #expect(outcome.completed > 0)
     }
 
+    /// The network damages what it carries: who compares digests never hands it over, and gets it in the end.
+    @Test(.timeLimit(.minutes(5))) func damageIsFound() throws {
+        var mismatches = 0
+        for seed in [1, 10, 16, 25, 31] {
+            let plan = KVCase.draw(seed: UInt64(seed))
+            #expect(plan.digests)
+            let outcome = try simulate(plan)
+            #expect(outcome.violations == [])
+            mismatches += outcome.mismatches
+        }
+        #expect(mismatches > 5)
+    }
+
     @Test(.timeLimit(.minutes(2))) func oneSeedIsOneRun() throws {
         let first = try simulate(KVCase.draw(seed: 5))
         #expect(try simulate(KVCase.draw(seed: 5)) == first)

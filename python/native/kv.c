@@ -47,7 +47,7 @@ static int rank_of(PyObject *object, te_kv_rank *rank) {
   return 0;
 }
 
-// is_decoder, name, heartbeats, heartbeat, cancel timeout, quarantine, model, element type, tensor ranks, stage ends, groups,
+// is_decoder, name, heartbeats, heartbeat, cancel timeout, quarantine, digests, model, element type, tensor ranks, stage ends, groups,
 // ranks
 static PyObject *kv_open(PyObject *module, PyObject *arguments) {
   te_kv_config config = TE_KV_CONFIG_INIT;
@@ -56,15 +56,16 @@ static PyObject *kv_open(PyObject *module, PyObject *arguments) {
   const char *stages;
   Py_ssize_t stage_bytes;
   PyObject *groups, *ranks;
-  int is_decoder;
+  int is_decoder, digests;
   (void)module;
-  if (!PyArg_ParseTuple(arguments, "psIKKKssIy#O!O!", &is_decoder, &config.name, &config.heartbeats, &heartbeat, &cancel,
-                        &quarantine, &layout.model, &layout.element_type, &layout.tensor_ranks, &stages, &stage_bytes,
+  if (!PyArg_ParseTuple(arguments, "psIKKKpssIy#O!O!", &is_decoder, &config.name, &config.heartbeats, &heartbeat, &cancel,
+                        &quarantine, &digests, &layout.model, &layout.element_type, &layout.tensor_ranks, &stages, &stage_bytes,
                         &PyTuple_Type, &groups, &PyTuple_Type, &ranks))
     return NULL;
   config.heartbeat_ns = heartbeat;
   config.cancel_timeout_ns = cancel;
   config.quarantine_ns = quarantine;
+  config.digests = (uint32_t)digests;
   layout.stage_ends = (const uint32_t *)(const void *)stages;
   layout.stage_count = (uint64_t)stage_bytes / sizeof *layout.stage_ends;
   Py_ssize_t group_count = PyTuple_Size(groups), rank_count = PyTuple_Size(ranks);

@@ -48,7 +48,7 @@ class Sides:
                 view[begin:begin + PAGE] = content(layer, number)
         view.release()
         self.prefiller = kv.Prefiller("p", options.pop("source_layout", layout()), [self.from_rank], **FAST)
-        self.decoder = kv.Decoder("d", layout(), [self.to_rank], **FAST)
+        self.decoder = kv.Decoder("d", layout(), [self.to_rank], **FAST, **options)
         self.peer = self.decoder.connect(self.prefiller.address)
 
     def job(self):
@@ -59,9 +59,9 @@ class Sides:
         self.target.close()
 
 
-@pytest.fixture
-def sides():
-    sides = Sides()
+@pytest.fixture(params=[False, True], ids=["", "digests"])
+def sides(request):
+    sides = Sides(digests=request.param)
     yield sides
     sides.close()
 

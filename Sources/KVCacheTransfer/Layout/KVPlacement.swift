@@ -57,6 +57,11 @@ public struct KVPlacement: Hashable, Sendable {
         return bytes
     }
 
+    /// One of the planes of a layer of the model, on a rank that holds the layer.
+    func plane(_ layout: KVLayout, rank: Int, layer: Int, _ plane: Int) -> Plane {
+        layers[layer - layout.stages[rank / layout.tensorRanks].lowerBound][plane]
+    }
+
     /// Checks that the planes are what the layout says and lie inside of their regions.
     /// - Throws: `KVError.Code.invalidLayout`, with the layer.
     public func validate(_ layout: KVLayout, rank: Int, regionBytes: [Int]) throws(KVError) {

@@ -1,3 +1,5 @@
+internal import TransferEngine
+
 /// The pages of a request in one group.
 public struct PageTable: Hashable, Sendable {
     /// Which page of the request the first one is: page `n` holds the tokens from `n * pageTokens` on.
@@ -134,6 +136,23 @@ public struct KVTransferPlan: Sendable {
             write.sourceRank += sourceStage * mapping.source.tensorRanks + choice
             body(write)
         }
+    }
+
+    /// The digests of a layer, one for each tensor rank of the receiver.
+    /// - Parameter digest: Computes that of one write.
+    func digests(
+        layer: Int, tensorRanks: Int, _ digest: (PageWrite, PageList) throws(TransferError) -> Digest
+    ) throws(TransferError) -> [Digest] {
+        var sums = Array(repeating: Digest.empty, count: tensorRanks)
+        var failure: TransferError?
+        forEachWrite(layer: layer) { write in
+            guard failure == nil, !lists[write.list].targets.isEmpty else { return }
+            do throws(TransferError) {
+                sums[write.targetRank % tensorRanks] += try digest(write, lists[write.list])
+            } catch { failure = error }
+        }
+        if let failure { throw failure }
+        return sums
     }
 
     /// Counts that the plan makes at a rank of the receiver for one layer.

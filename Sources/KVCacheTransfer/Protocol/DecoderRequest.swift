@@ -27,6 +27,14 @@ struct DecoderRequest: Hashable, Sendable {
         case lost(KVError)
         /// The regions have been revoked: nobody can write any more.
         case revoked
+
+        /// Whether the pages may be free after it.
+        var mayFreePages: Bool {
+            switch self {
+            case .receipt, .revoked: true
+            case .counted, .cancel, .lost: false
+            }
+        }
     }
 
     enum Action: Hashable, Sendable {

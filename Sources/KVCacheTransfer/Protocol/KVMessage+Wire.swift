@@ -1,20 +1,31 @@
 internal import TransferEngine
 
 extension KVMessage {
-    /// The version of the protocol that this library speaks. Another one is refused by name.
-    public static let version: UInt8 = 1
+    /// The versions of the protocol that this library understands. Another one is refused by name.
+    ///
+    /// A message has the lowest version that knows it, so that a library of before understands whoever does not use what is new.
+    /// 1 is the first; 2 has digests: hellos that ask for them, and `digests`.
+    public static let versions: ClosedRange<UInt8> = 1...2
     private static let magic: [UInt8] = [0x54, 0x45, 0x4B]  // "TEK"
 
     private enum Kind: UInt8 {
         case hello = 1
-        case welcome, refuse, prefill, cancel, receipt, heartbeat, goodbye
+        case welcome, refuse, prefill, cancel, receipt, heartbeat, goodbye, digests
+    }
+
+    private var version: UInt8 {
+        switch self {
+        case .hello(let hello): hello.wantsDigests ? 2 : 1
+        case .digests: 2
+        default: 1
+        }
     }
 
     /// The binary form: little-endian, `TEK`, the version, the kind, the fields in the order of their declaration.
     public func encoded() -> [UInt8] {
         var writer = ByteWriter()
         for byte in Self.magic { writer.write(byte) }
-        writer.write(Self.version)
+        writer.write(version)
         var tail: [UInt8] = []
         switch self {
         case .hello(let hello): hello.write(to: &writer, kind: Kind.hello.rawValue)
@@ -49,6 +60,16 @@ extension KVMessage {
         case .goodbye(let session):
             writer.write(Kind.goodbye.rawValue)
             writer.write(session)
+        case .digests(let digests):
+            writer.write(Kind.digests.rawValue)
+            writer.write(digests.session)
+            writer.write(digests.request)
+            writer.write(digests.layer != nil)
+            writer.write(UInt16(digests.layer ?? 0))
+            writer.write(list: digests.ranks) { digest, writer in
+                writer.write(digest.low)
+                writer.write(digest.high)
+            }
         }
         return tail.isEmpty ? writer.bytes : writer.bytes + tail
     }
@@ -60,24 +81,45 @@ extension KVMessage {
         do throws(TransferError) {
             var reader = ByteReader(bytes.span)
             for byte in Self.magic where try reader.read(UInt8.self) != byte {
-                throw TransferError(.malformedDescriptor, "no message of this protocol")
+                throw .notOurs
             }
             let version = try reader.read(UInt8.self)
-            guard version == Self.version else {
+            guard Self.versions.contains(version) else {
                 throw TransferError(
                     .unsupportedVersion,
-                    "version: \(Self.version) here, \(version) there; update the older side")
+                    "version: \(Self.versions.upperBound) here, \(version) there; update the older side")
             }
-            self = try KVMessage(from: &reader, bytes)
+            self = try KVMessage(from: &reader, bytes, version: version)
+            // There is one form of each message.
+            guard self.version == version else {
+                throw TransferError(
+                    .malformedDescriptor, "version \(version) of a message of \(self.version)")
+            }
         } catch {
             throw KVError(
                 error.code == .unsupportedVersion ? .unsupportedVersion : .malformedMessage, error.message)
         }
     }
 
-    private init(from reader: inout ByteReader, _ bytes: [UInt8]) throws(TransferError) {
+    /// Who introduces himself, in a message of a version that this library does not know: what comes first in a hello is the
+    /// same in all versions, so that a stranger can be told.
+    static func stranger(_ bytes: [UInt8]) -> (session: UInt64, address: EngineAddress)? {
+        try? { () throws(TransferError) in
+            var reader = ByteReader(bytes.span)
+            for byte in magic where try reader.read(UInt8.self) != byte { throw .notOurs }
+            let version = try reader.read(UInt8.self)
+            guard version > versions.upperBound, try reader.read(UInt8.self) == Kind.hello.rawValue else {
+                throw .notOurs
+            }
+            let session = try reader.read(UInt64.self)
+            _ = try reader.readString(limit: KVLimits.textBytes)
+            return (session, try EngineAddress(decoding: reader.readLong(limit: 4096)))
+        }()
+    }
+
+    private init(from reader: inout ByteReader, _ bytes: [UInt8], version: UInt8) throws(TransferError) {
         switch Kind(rawValue: try reader.read()) {
-        case .hello: self = .hello(try Hello(from: &reader))
+        case .hello: self = .hello(try Hello(from: &reader, version))
         case .welcome:
             self = .welcome(
                 Welcome(
@@ -100,6 +142,15 @@ extension KVMessage {
                 Heartbeat(
                     session: try reader.read(), number: try reader.read(), isDraining: try reader.readFlag()))
         case .goodbye: self = .goodbye(session: try reader.read())
+        case .digests:
+            let (session, request) = (try reader.read(UInt64.self), try reader.read(UInt64.self))
+            let (hasLayer, layer) = (try reader.readFlag(), Int(try reader.read(UInt16.self)))
+            self = .digests(
+                Digests(
+                    session: session, request: request, layer: hasLayer ? layer : nil,
+                    ranks: try reader.readList(limit: KVLimits.ranks) { (reader) throws(TransferError) in
+                        Digest(low: try reader.read(), high: try reader.read())
+                    }))
         case nil: throw TransferError(.malformedDescriptor, "a message of an unknown kind")
         }
         guard reader.remaining == 0 else {
@@ -124,9 +175,11 @@ extension KVMessage.Hello {
                 }
             }
         }
+        // All that version 2 has more.
+        if wantsDigests { writer.write(true) }
     }
 
-    fileprivate init(from reader: inout ByteReader) throws(TransferError) {
+    fileprivate init(from reader: inout ByteReader, _ version: UInt8) throws(TransferError) {
         session = try reader.read()
         name = try reader.readString(limit: KVLimits.textBytes)
         address = try EngineAddress(decoding: reader.readLong(limit: 4096))
@@ -144,6 +197,7 @@ extension KVMessage.Hello {
             }
             return KVMessage.RankTarget(placement: KVPlacement(layers: layers), regions: regions)
         }
+        if version > 1 { wantsDigests = try reader.readFlag() }
     }
 }
 
@@ -220,6 +274,10 @@ extension PageTable {
             pages.append(contentsOf: page..<page + count)
         }
     }
+}
+
+extension TransferError {
+    fileprivate static let notOurs = TransferError(.malformedDescriptor, "no message of this protocol")
 }
 
 extension KVError {

@@ -18,6 +18,8 @@ public enum KVMessage: Hashable, Sendable {
     case heartbeat(Heartbeat)
     /// Decoder: the session is over.
     case goodbye(session: UInt64)
+    /// Prefiller: what has been written of a layer, or of the tail. Only for decoders that want it.
+    case digests(Digests)
 
     /// A decoder introduces itself: once for each pair, and again after it has revoked its regions.
     public struct Hello: Hashable, Sendable {
@@ -31,6 +33,8 @@ public enum KVMessage: Hashable, Sendable {
         public var layout: KVLayout
         /// Where its pages are, for each rank.
         public var ranks: [RankTarget]
+        /// Whether it compares what arrives with digests of what was sent.
+        public var wantsDigests = false
     }
 
     /// The pages of one of the decoder's ranks.
@@ -105,6 +109,18 @@ public enum KVMessage: Hashable, Sendable {
         public var isQuiet: Bool
         /// Why.
         public var reason: KVError
+    }
+
+    /// The digests of all writes of one layer, or of the tail of a request.
+    public struct Digests: Hashable, Sendable {
+        /// The session.
+        public var session: UInt64
+        /// The request.
+        public var request: UInt64
+        /// The layer; nil is the tail.
+        public var layer: Int?
+        /// One for each of the decoder's tensor ranks; of the tail there is one.
+        public var ranks: [Digest]
     }
 
     /// A sign of life, and what else is worth knowing now and then.

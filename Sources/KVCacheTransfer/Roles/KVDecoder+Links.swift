@@ -52,7 +52,7 @@ extension KVDecoder {
                         KVMessage.RankTarget(
                             placement: rank.placement,
                             regions: rank.regions.map { rank.engine.descriptor(of: $0) })
-                    })), to: number)
+                    }, wantsDigests: configuration.digests)), to: number)
     }
 
     func send(_ message: KVMessage, to link: UInt64) {
@@ -61,8 +61,8 @@ extension KVDecoder {
         port.send(message, to: entry.peer) { [weak self] error in self?.lose(link, session, error) }
     }
 
-    func receive(_ message: Result<KVMessage, KVError>, _ sender: EngineID) {
-        guard case .success(let message) = message else { return }
+    func receive(_ arrival: MessagePort.Arrival, _ sender: EngineID) {
+        guard case .message(let message) = arrival else { return }
         switch message {
         case .welcome(let welcome):
             guard let number = hear(welcome.session, sender) else { return }
@@ -81,6 +81,13 @@ extension KVDecoder {
                 links[entry.link]?.peer.engine == sender
             else { return }
             apply(.receipt(isQuiet: receipt.isQuiet, receipt.reason), to: number)
+        case .digests(let digests):
+            _ = hear(digests.session, sender)
+            let key = SessionRequest(session: digests.session, request: digests.request)
+            guard let number = numbers[key], let entry = requests[number],
+                links[entry.link]?.peer.engine == sender
+            else { return }
+            take(digests, number)
         case .hello, .prefill, .cancel, .goodbye: break
         }
     }

@@ -18,6 +18,8 @@ struct DecoderEntry {
     var missingRanks = 0
     /// Ranks that have not got a layer; only of requests that are layerwise.
     var missingLayers: [Int: Int] = [:]
+    /// With digests: what is to be compared.
+    var checks: DigestChecks?
 
     /// What one rank waits for: its steps one after the other.
     struct RankWait {
@@ -92,6 +94,7 @@ extension KVDecoder {
             entry.waits.append(try wait(rank, entry.request, mapping))
             requests[number] = entry
         }
+        if configuration.digests { entry.checks = try DigestChecks(mapping, entry.request) }
         entry.session = session
         entry.numberInSession = links[link]?.nextRequest ?? 1
         links[link]?.nextRequest = entry.numberInSession + 1
@@ -167,11 +170,13 @@ extension KVDecoder {
         requests[number]?.waits[rank].step += 1
         if let layer = wait.steps[wait.step].layer {
             requests[number]?.missingLayers[layer, default: 1] -= 1
-            if requests[number]?.missingLayers[layer] == 0 { entry.handler(.layer(layer)) }
+            let isCompared = entry.checks?.open.contains(layer) == true
+            if requests[number]?.missingLayers[layer] == 0, !isCompared { entry.handler(.layer(layer)) }
         }
-        guard wait.step + 1 == wait.steps.count else { return expect(number, rank) }
-        requests[number]?.missingRanks -= 1
-        if requests[number]?.missingRanks == 0 { apply(.counted, to: number) }
+        let isLast = wait.step + 1 == wait.steps.count
+        if isLast { requests[number]?.missingRanks -= 1 }
+        compareWhatIsThere(number)
+        if isLast { endIfComplete(number) } else { expect(number, rank) }
     }
 
     /// Lets the state machine decide, and does what it says.
@@ -180,6 +185,10 @@ extension KVDecoder {
         var event = event
         // Nobody knows of the pages of a request that was never sent.
         if !entry.isSent, case .cancel(let reason) = event { event = .receipt(isQuiet: true, reason) }
+        if event.mayFreePages, entry.checks?.running.isEmpty == false {
+            requests[number]?.checks?.postponed.append(event)
+            return
+        }
         let actions = entry.machine.handle(event)
         requests[number] = entry
         for action in actions { perform(action, number, entry) }
@@ -235,6 +244,11 @@ extension KVDecoder {
     private func stallReport(_ entry: DecoderEntry) -> String {
         let name = links[entry.link]?.peer.name ?? "a prefiller"
         guard entry.isSent else { return "\(name) has not answered in \(entry.request.timeout)" }
+        if entry.missingRanks == 0, let checks = entry.checks {
+            let layers = checks.open.filter { checks.sent[$0] == nil }.count
+            return
+                "\(name) has written all, but not sent \(layers) of its digests in \(entry.request.timeout)"
+        }
         let missing = entry.waits.enumerated().compactMap { (rank, wait) -> String? in
             guard wait.step < wait.steps.count else { return nil }
             let step = wait.steps[wait.step]

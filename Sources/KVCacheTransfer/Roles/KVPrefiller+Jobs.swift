@@ -15,6 +15,8 @@ struct JobEntry {
     /// Stages that have not computed the last token.
     var missingStages: Int
     var isTailWritten: Bool
+    /// For decoders that want them, by layer; nil is the tail.
+    var digests: [Int?: DigestSum] = [:]
 }
 
 extension KVPrefiller {

@@ -21,8 +21,18 @@ struct DecoderSession {
 
 // Sessions: whom we write to, and who lives.
 extension KVPrefiller {
-    func receive(_ message: Result<KVMessage, KVError>, _ sender: EngineID) {
-        guard case .success(let message) = message else { return }
+    func receive(_ arrival: MessagePort.Arrival, _ sender: EngineID) {
+        switch arrival {
+        case .message(let message): receive(message, sender)
+        case .stranger(let session, let address, let error):
+            guard address.engine == sender,
+                let peer = try? ranks[0].engine.connect(to: address)
+            else { return }
+            port.send(.refuse(session: session, reason: error), to: peer) { _ in }
+        }
+    }
+
+    private func receive(_ message: KVMessage, _ sender: EngineID) {
         switch message {
         case .hello(let hello): welcome(hello, sender)
         case .prefill(let prefill):
@@ -37,7 +47,7 @@ extension KVPrefiller {
         case .goodbye(let session):
             guard hear(session, sender) else { return }
             close(session, KVError(.cancelled, "the decoder left"))
-        case .welcome, .refuse, .receipt: break
+        case .welcome, .refuse, .receipt, .digests: break
         }
     }
 

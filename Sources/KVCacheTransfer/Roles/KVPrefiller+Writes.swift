@@ -60,7 +60,11 @@ extension KVPrefiller {
             let layer = Int(forwards[stage].finished - forward.begin)
             forwards[stage].finished += 1
             for chunk in forward.chunks {
-                write(chunk.job, layout.stages[stage].lowerBound + layer, chunk.plan)
+                let number = layout.stages[stage].lowerBound + layer
+                write(chunk.job, number, chunk.plan)
+                digest(
+                    chunk.job, number, chunk.plan,
+                    isLast: chunk.tokens.upperBound >= jobs[chunk.job]?.prefill.span.end ?? .max)
             }
             guard layer + 1 == forwards[stage].layers else { continue }
             forwards[stage].waiting.removeFirst()
@@ -120,12 +124,10 @@ extension KVPrefiller {
         guard let entry = jobs[next.job], entry.machine.isActive else { return true }
         let (write, list) = (next.write, next.plan.lists[next.write.list])
         guard !list.sources.isEmpty, let session = sessions[entry.prefill.session] else { return true }
-        let source = plane(
-            ranks[write.sourceRank].placement, layout, write.sourceRank, next.layer, write.sourcePlane)
-        let target = plane(
-            session.hello.ranks[write.targetRank].placement, session.hello.layout, write.targetRank,
-            next.layer,
-            write.targetPlane)
+        let source = ranks[write.sourceRank].placement.plane(
+            layout, rank: write.sourceRank, layer: next.layer, write.sourcePlane)
+        let target = session.hello.ranks[write.targetRank].placement.plane(
+            session.hello.layout, rank: write.targetRank, layer: next.layer, write.targetPlane)
         let stage = session.hello.layout.stages[write.targetRank / session.hello.layout.tensorRanks]
         let step = entry.prefill.isLayerwise ? next.layer - stage.lowerBound : 0
         return begin(next.job, write.sourceRank) { (engine, onEnd) throws(TransferError) in
@@ -155,12 +157,6 @@ extension KVPrefiller {
             }
             return try result.get()
         }
-    }
-
-    private func plane(
-        _ placement: KVPlacement, _ layout: KVLayout, _ rank: Int, _ layer: Int, _ plane: Int
-    ) -> KVPlacement.Plane {
-        placement.layers[layer - layout.stages[rank / layout.tensorRanks].lowerBound][plane]
     }
 
     private func attachment(
@@ -230,6 +226,7 @@ extension KVPrefiller {
             return apply(.stop(KVError(.aborted, "no room for the tail; fewer transfers at a time")), to: job)
         }
         jobs[job]?.isTailWritten = true
+        digest(job, tail: tail, rank, region, offset)
         completeIfDone(job)
     }
 }

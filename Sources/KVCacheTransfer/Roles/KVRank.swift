@@ -30,6 +30,14 @@ public struct KVConfiguration: Sendable {
     /// How long pages stay in quarantine while other requests go on. Then new ones wait until those have ended, and the
     /// regions are revoked. Without other requests that is done at once.
     public var quarantine: Duration
+    /// Whether a decoder compares what arrives with digests of what was sent. A request is ready only when they agree, and fails
+    /// with `digestMismatch` when they do not. Both sides read all bytes once more for it; prefillers do so for decoders that
+    /// want it.
+    public var digests = false
+    /// Runs the computation of digests, which takes as long as reading the bytes of a layer: by default on other threads.
+    public var digestExecutor: @Sendable (@escaping @Sendable () -> Void) -> Void = { body in
+        Task.detached { body() }
+    }
 
     /// The defaults suit a cluster.
     public init(

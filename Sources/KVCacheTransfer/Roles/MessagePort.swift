@@ -24,9 +24,16 @@ final class MessagePort: @unchecked Sendable {
         self.queue = queue
     }
 
-    /// Takes over the engine's receive pool. What is no message of the protocol goes to the handler as an error.
+    /// What has come.
+    enum Arrival {
+        case message(KVMessage)
+        /// A hello of a version that is not known here.
+        case stranger(session: UInt64, EngineAddress, KVError)
+    }
+
+    /// Takes over the engine's receive pool. What is no message of the protocol is dropped.
     func open(
-        _ handler: @escaping @Sendable (Result<KVMessage, KVError>, EngineID) -> Void
+        _ handler: @escaping @Sendable (Arrival, EngineID) -> Void
     ) throws(TransferError) {
         // SAFETY: the bytes are copied before the call returns.
         try unsafe engine.receive { [weak self] bytes, sender in
@@ -37,12 +44,13 @@ final class MessagePort: @unchecked Sendable {
 
     private func take(
         _ fragment: [UInt8], _ sender: EngineID,
-        _ handler: @Sendable (Result<KVMessage, KVError>, EngineID) -> Void
+        _ handler: @Sendable (Arrival, EngineID) -> Void
     ) {
         if joiners.count >= Self.joinerLimit, joiners[sender] == nil { joiners = [:] }
         guard let bytes = joiners[sender, default: Fragments()].join(fragment) else { return }
-        do throws(KVError) { handler(.success(try KVMessage(decoding: bytes)), sender) } catch {
-            handler(.failure(error), sender)
+        do throws(KVError) { handler(.message(try KVMessage(decoding: bytes)), sender) } catch {
+            guard error.code == .unsupportedVersion, let stranger = KVMessage.stranger(bytes) else { return }
+            handler(.stranger(session: stranger.session, stranger.address, error), sender)
         }
     }
 

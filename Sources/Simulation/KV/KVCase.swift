@@ -39,6 +39,8 @@ public struct KVCase: Hashable, Sendable {
     public var nodes: [Node]
     /// How many of the nodes are prefillers.
     public var prefillers: Int
+    /// Whether the decoders compare digests.
+    public var digests = false
     /// What is asked, ordered by time.
     public var requests: [Request]
     /// What goes wrong; processes are nodes.
@@ -71,6 +73,13 @@ public struct KVCase: Hashable, Sendable {
             plan.requests.append(request(decoders, isCalm: seed % 6 == 0, &random))
         }
         plan.requests.sort { $0.time < $1.time }
+        plan.digests = seed % 5 < 2
+        if plan.digests, seed % 3 == 1 {
+            plan.faults.append(
+                Fault(
+                    .damage(perMillion: Int.random(in: 1000...20_000, using: &random)), from: 0,
+                    to: 300_000_000))
+        }
         return plan
     }
 

@@ -44,12 +44,12 @@ final class KVPrefilling: @unchecked Sendable {
         self.node = node
         totals = node.layout.stages.map { _ in 0 }
         let inbox = Inbox()
+        var configuration = KVConfiguration(
+            name: "prefiller \(node.index)", heartbeat: .milliseconds(40), cancelTimeout: .milliseconds(200))
+        configuration.digestExecutor = world.compute
         do throws(KVError) {
             role = try KVPrefiller(
-                KVConfiguration(
-                    name: "prefiller \(node.index)", heartbeat: .milliseconds(40),
-                    cancelTimeout: .milliseconds(200)),
-                layout: node.layout, ranks: node.ranks
+                configuration, layout: node.layout, ranks: node.ranks
             ) { job in inbox.owner?.offer(job) }
         } catch { throw TransferError(.invalidArgument, error.description) }
         inbox.owner = self

@@ -15,12 +15,14 @@ final class KVDecoding: @unchecked Sendable {
     init(_ world: KVWorld, _ node: KVNode) throws(TransferError) {
         self.world = world
         self.node = node
+        var configuration = KVConfiguration(
+            name: "decoder \(node.index)", heartbeat: .milliseconds(40), cancelTimeout: .milliseconds(300),
+            quarantine: .milliseconds(200))
+        configuration.digests = world.plan.digests
+        configuration.digestExecutor = world.compute
         do throws(KVError) {
             role = try KVDecoder(
-                KVConfiguration(
-                    name: "decoder \(node.index)", heartbeat: .milliseconds(40),
-                    cancelTimeout: .milliseconds(300),
-                    quarantine: .milliseconds(200)),
+                configuration,
                 layout: node.layout, ranks: node.ranks, random: SeededGenerator(seed: world.random.next()))
         } catch { throw TransferError(.invalidArgument, error.description) }
     }
@@ -140,6 +142,10 @@ final class KVRun: @unchecked Sendable {
             }
         case .failed(let reason):
             if isCheckUp { world.violate("after all was well again: \(reason)") }
+            if reason.code == .digestMismatch {
+                world.outcome.mismatches += 1
+                if !world.mayBeDamaged { world.violate("nothing was damaged: \(reason)") }
+            }
             if state == .waiting {
                 state = .failed
                 if reason.code == .peerLost { world.outcome.unproven += 1 }
@@ -161,14 +167,16 @@ final class KVRun: @unchecked Sendable {
     }
 
     private func check(_ layer: Int, _ room: KVNode.Room, _ when: String) {
-        let group = node.layout.group(ofLayer: layer) ?? 0
-        let window = node.layout.model.groups[group].window ?? request.span.end
-        let first = max(request.span.cached, request.span.end - window)
-        if first < request.span.end,
-            !node.holds(content, layer: layer, tokens: first..<request.span.end, room)
-        {
+        let tokens = checkedTokens(node.layout.group(ofLayer: layer) ?? 0)
+        if !tokens.isEmpty, !node.holds(content, layer: layer, tokens: tokens, room) {
             world.violate("\(when): layer \(layer) is not what was computed: \(request)")
         }
+    }
+
+    /// Tokens of a group that a model would read.
+    private func checkedTokens(_ group: Int) -> Range<Int> {
+        let window = node.layout.model.groups[group].window ?? request.span.end
+        return max(request.span.cached, request.span.end - window)..<request.span.end
     }
 
     /// The client goes away.

@@ -63,6 +63,19 @@ final class KVWorld: @unchecked Sendable {
         }
     }
 
+    /// Digests take a moment, in which other things happen.
+    var compute: @Sendable (@escaping @Sendable () -> Void) -> Void {
+        { [unowned self] body in after(UInt64.random(in: 0...20_000, using: &random)) { body() } }
+    }
+
+    /// Whether the network damages what it carries.
+    var mayBeDamaged: Bool {
+        plan.faults.contains {
+            guard case .damage = $0.kind else { return false }
+            return true
+        }
+    }
+
     /// Lets something happen later.
     func at(_ time: UInt64, _ action: @escaping () -> Void) { agenda.add(time, action) }
 

@@ -160,6 +160,7 @@ extension KVConfiguration {
         if c.heartbeat_ns > 0 { heartbeat = .nanoseconds(Int64(c.heartbeat_ns)) }
         if c.cancel_timeout_ns > 0 { cancelTimeout = .nanoseconds(Int64(c.cancel_timeout_ns)) }
         if c.quarantine_ns > 0 { quarantine = .nanoseconds(Int64(c.quarantine_ns)) }
+        digests = c.digests != 0
     }
 }
 

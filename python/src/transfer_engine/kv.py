@@ -259,7 +259,7 @@ class _Role(Generic[Subject]):
 
     def __init__(
         self, name: str, layout: Layout, ranks: Sequence[Rank], *, heartbeat: float = 1.0, heartbeats: int = 3,
-        cancel_timeout: float = 5.0, quarantine: float = 5.0,
+        cancel_timeout: float = 5.0, quarantine: float = 5.0, digests: bool = False,
     ) -> None:
         """Opens it on its ranks.
 
@@ -267,6 +267,8 @@ class _Role(Generic[Subject]):
         - heartbeat, heartbeats: how often a peer is told that we live (seconds), and the silence of how many is its end.
         - cancel_timeout: how long a receipt may take before pages go into quarantine.
         - quarantine: how long they stay there while other requests go on.
+        - digests: a decoder compares what arrives with digests of what was sent, before a request is ready; if it is not the
+          same it fails. Both sides read everything once more. A prefiller digests for the decoders that want it.
         """
         self._handle = 0
         groups = tuple(
@@ -275,7 +277,7 @@ class _Role(Generic[Subject]):
             for group in layout.groups)
         self._handle = _native.kv_open(
             self._is_decoder, name, heartbeats, nanoseconds(heartbeat, 0), nanoseconds(cancel_timeout, 0),
-            nanoseconds(quarantine, 0), layout.model, layout.element_type, layout.tensor_ranks,
+            nanoseconds(quarantine, 0), digests, layout.model, layout.element_type, layout.tensor_ranks,
             array.array("I", layout.stage_ends).tobytes(), groups, tuple(_rank(rank) for rank in ranks))
         self.name = name
         self._ranks = tuple(ranks)

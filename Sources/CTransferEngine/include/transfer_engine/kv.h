@@ -93,12 +93,14 @@ typedef struct te_kv_config {
   uint64_t heartbeat_ns;      /**< Default 1 s. */
   uint64_t cancel_timeout_ns; /**< How long a receipt may take before pages go into quarantine; default 5 s. */
   uint64_t quarantine_ns;     /**< How long pages stay there while other requests go on; default 5 s. */
+  uint32_t digests;           /**< Decoder: not 0 compares what arrives with digests of what was sent, before TE_KV_READY. */
+  uint32_t reserved;
 } te_kv_config;
 
 #define TE_KV_GROUP_INIT {(uint32_t)sizeof(te_kv_group), 0, 0, 0, 0, 0, TE_KV_HEADS_FIRST, TE_KV_TOGETHER, NULL, 0}
 #define TE_KV_LAYOUT_INIT {(uint32_t)sizeof(te_kv_layout), 1, NULL, NULL, NULL, 0, NULL, 0}
 #define TE_KV_RANK_INIT {(uint32_t)sizeof(te_kv_rank), 0, 0, NULL, 0, NULL, 0}
-#define TE_KV_CONFIG_INIT {(uint32_t)sizeof(te_kv_config), 0, NULL, 0, 0, 0}
+#define TE_KV_CONFIG_INIT {(uint32_t)sizeof(te_kv_config), 0, NULL, 0, 0, 0, 0, 0}
 
 /** Opens a prefiller. Rank r is ranks[r]; decoders reach it at the te_engine_address of rank 0, whose messages it takes. */
 int32_t te_kv_prefiller_open(const te_kv_config *config, const te_kv_layout *layout, const te_kv_rank *ranks,

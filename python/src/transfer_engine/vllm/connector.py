@@ -40,6 +40,8 @@ class Options:
     """After the silence of three a peer is lost."""
     cancel_timeout: float = 5.0
     quarantine: float = 5.0
+    digests: bool = False
+    """Whether a decoder compares what arrives with digests of what was sent. Both sides read everything once more."""
     revision: str = ""
     """Of the weights: instances with different ones refuse each other."""
     check_prompts: bool = True

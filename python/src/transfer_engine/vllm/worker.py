@@ -50,7 +50,7 @@ class DecodeWorker:
             self._engine = Engine(f"{options.name} decode", nics=options.nics, timeout=options.timeout)
             self._decoder = kv.Decoder(
                 options.name, cache.layout, [cache.rank(self._engine, remote_write=True)], heartbeat=options.heartbeat,
-                cancel_timeout=options.cancel_timeout, quarantine=options.quarantine)
+                cancel_timeout=options.cancel_timeout, quarantine=options.quarantine, digests=options.digests)
         self._peers: Dict[bytes, kv.Peer] = {}
         self._requests: Dict[str, kv.Request] = {}
         self._waiting: Dict[kv.Request, Tuple[str, bytes, int, float]] = {}
