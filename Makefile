@@ -56,9 +56,9 @@ demo: $(TE) model
 	$(TE) demo
 
 # An example: SmolLM2-135M over several processes that come, go and are killed while it answers. Below a minute, once built.
-demo-kv: setup model
+demo-kv: $(TE) model
 	$(BUILD) -c release $(EXAMPLE)/prefill-decode --product llama-demo $$(grep -qw avx2 /proc/cpuinfo && echo -Xcc -mavx2)
-	.build/examples/release/llama-demo $(MODEL)
+	$(TE) kv demo --program .build/examples/release/llama-demo --model $(MODEL)
 
 # Trainers' shards of the model to inference ranks that are divided otherwise, while those are read: twice, with a check by numpy;
 # and from a safetensors file over TCP and back, bit for bit.

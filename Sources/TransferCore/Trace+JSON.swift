@@ -1,32 +1,36 @@
 extension Trace {
     /// Several engines' traces in the Trace Event Format, which Chrome (`chrome://tracing`) and Perfetto show: one process
     /// for each engine, one thread for each NIC, a transfer as an asynchronous slice, everything else as instants.
+    /// Arrows go from the sending of a message to its arrival, and from a write to the wait for its immediate that it was
+    /// there for; messages and writes are the ends of arrows only where both engines' traces are given.
     ///
     /// A transfer whose beginning or end is not in the trace gets one at the trace's border, with the argument `cut`, so that
-    /// slices are always balanced. Times are microseconds of the engines' clocks: engines of one host share a time line.
+    /// slices are always balanced. Times are microseconds of the first engine's clock; those of other hosts are moved by
+    /// `clockOffsets`, which the names of their processes tell.
     /// - Complexity: O(number of events).
     public static func json(_ traces: [Trace]) -> String {
         var text = "{\"displayTimeUnit\":\"ns\",\"traceEvents\":["
         var isFirst = true
-        for (process, trace) in traces.enumerated() {
-            trace.write(process: process + 1) { line in
-                text += isFirst ? "\n" : ",\n"
-                text += line
-                isFirst = false
-            }
+        func emit(_ line: String) {
+            text += isFirst ? "\n" : ",\n"
+            text += line
+            isFirst = false
         }
+        let offsets = clockOffsets(traces)
+        for (process, trace) in traces.enumerated() { trace.write(process + 1, offsets[process], emit) }
+        for (number, arrow) in arrows(traces).enumerated() { arrow.write(number + 1, traces, offsets, emit) }
         return text + "\n]}\n"
     }
 
-    private func write(process: Int, _ emit: (String) -> Void) {
+    private func write(_ process: Int, _ offset: ClockOffset, _ emit: (String) -> Void) {
         let place = "\"pid\":\(process),\"tid\":"
         func name(_ what: String, _ thread: Int, _ name: String) {
             emit("{\"ph\":\"M\",\"name\":\"\(what)\",\(place)\(thread),\"args\":{\"name\":\(quoted(name))}}")
         }
-        name("process_name", 0, "\(self.name) (engine \(engine))")
+        name("process_name", 0, "\(self.name) (engine \(engine)\(offset.note))")
         name("thread_name", 0, "engine")
         for (nic, title) in nics.enumerated() { name("thread_name", nic + 1, title) }
-        let times = events.map { clock.nanoseconds($0.time) }
+        let times = events.map { offset.moved(nanoseconds(of: $0)) }
         let (start, end) = (times.min() ?? 0, times.max() ?? 0)
         var open: [UInt64: String] = [:]
         var closed: Set<UInt64> = []
@@ -71,11 +75,6 @@ extension Trace {
         return text
     }
 
-    private func microseconds(_ nanoseconds: UInt64) -> String {
-        let rest = String(nanoseconds % 1000)
-        return "\(nanoseconds / 1000)." + String(repeating: "0", count: 3 - rest.count) + rest
-    }
-
     private func quoted(_ text: String) -> String {
         var result = "\""
         for scalar in text.unicodeScalars {
@@ -87,5 +86,28 @@ extension Trace {
             }
         }
         return result + "\""
+    }
+}
+
+func microseconds(_ nanoseconds: UInt64) -> String {
+    let rest = String(nanoseconds % 1000)
+    return "\(nanoseconds / 1000)." + String(repeating: "0", count: 3 - rest.count) + rest
+}
+
+extension ClockOffset {
+    /// A time of the trace by the clock of the first one.
+    func moved(_ time: UInt64) -> UInt64 {
+        let (sum, overflow) = Int64(bitPattern: time).addingReportingOverflow(nanoseconds)
+        return overflow || sum < 0 ? 0 : UInt64(sum)
+    }
+
+    /// For the name of a process.
+    fileprivate var note: String {
+        let shift = "clock moved by \(nanoseconds / 1000) us"
+        switch source {
+        case .shared: return ""
+        case .messages(let uncertainty): return ", \(shift), within \(uncertainty / 1000) us"
+        case .calendar: return ", \(shift) by the calendar"
+        }
     }
 }

@@ -4,8 +4,9 @@
 public struct TraceEvent: Hashable, Sendable {
     /// What happened. The raw values are part of the file format.
     public enum Kind: UInt8, Sendable, CaseIterable {
-        /// A transfer began. `first`: bytes of the write, of one page or of the message. `second`: pages or targets in the
-        /// upper half, the immediate in the lower.
+        /// A transfer began. `first`: bytes of the write, of one page or of the message in the lower 47 bits, and above
+        /// them one more than the number of the attachment, where there is one only. `second`: pages or targets in the upper
+        /// half, the immediate in the lower.
         case started = 1
         /// A NIC took requests of a transfer. `first`: how many in the lower half, how many it was offered in the upper.
         /// `second`: requests of the transfer now in flight.
@@ -32,9 +33,10 @@ public struct TraceEvent: Hashable, Sendable {
         case registered
         /// A region was deregistered. `first`: bytes. `second`: the region's number.
         case deregistered
-        /// A message came. `first`: bytes. `second`: the engine that sent it.
+        /// A message came. `first`: bytes in the lower half, the sender's number of it in the upper. `second`: the engine
+        /// that sent it.
         case messageIn
-        /// A message was handed to a NIC. `first`: bytes.
+        /// A message was handed to a NIC. `first`: bytes in the lower half, its number in the upper.
         case messageOut
         /// Short writes that were complete when they were submitted. `first`: how many since the event before. `second`: their
         /// bytes.
@@ -107,6 +109,23 @@ public struct TraceEvent: Hashable, Sendable {
     public var status: WorkStatus {
         operation == nil ? WorkStatus(rawValue: UInt8(word >> 28 & 0xF)) ?? .success : .success
     }
+    /// Bits of `first` that are bytes, where a transfer begins.
+    package static let lengthBits: UInt64 = 47
+    /// Bytes of a write, a page or a message that begins.
+    public var length: UInt64 { first & (1 << Self.lengthBits - 1) }
+    /// The attachment that a transfer writes to, where there is one only.
+    public var attachment: UInt64? {
+        let number = first >> Self.lengthBits
+        return kind == .started && number > 0 ? number - 1 : nil
+    }
+    /// The immediate of a write or of a wait that begins.
+    public var immediate: UInt32? { operation == nil ? nil : UInt32(truncatingIfNeeded: second) }
+    /// The number of a message among those of its sender; nil for what has none, as the engines' own messages.
+    public var messageNumber: UInt32? {
+        guard kind == .messageIn || kind == .messageOut, first >> 32 > 0 else { return nil }
+        return UInt32(first >> 32)
+    }
+
     /// The transfer, as a number that no other one of the same engine has for a long time; nil for none.
     public var transfer: UInt64? { word & 0xFFFF == Self.noPlace ? nil : word & Self.transferMask }
 }
@@ -114,13 +133,14 @@ public struct TraceEvent: Hashable, Sendable {
 extension TraceEvent: CustomStringConvertible {
     private var lower: UInt64 { second & 0xFFFF_FFFF }
     private var upper: UInt64 { second >> 32 }
+    private var number: String { messageNumber.map { " \($0)" } ?? "" }
 
     /// In words, without time and NIC.
     public var description: String {
         switch kind {
         case .started:
             let name = operation.map { "\($0)" } ?? "transfer"
-            return "\(name) began: \(upper) x \(first) bytes, immediate \(lower)"
+            return "\(name) began: \(upper) x \(length) bytes, immediate \(lower)"
         case .posted: return "posted \(first & 0xFFFF_FFFF) requests, \(second) in flight"
         case .pushedBack:
             return "pushed back: took \(first & 0xFFFF_FFFF) of \(first >> 32) requests, \(second) in flight"
@@ -138,8 +158,10 @@ extension TraceEvent: CustomStringConvertible {
         case .peerLost: return "a peer is gone (error \(first))"
         case .registered: return "registered region \(second) of \(first) bytes"
         case .deregistered: return "deregistered region \(second) of \(first) bytes"
-        case .messageIn: return "message of \(first) bytes from engine \(EngineID(rawValue: second))"
-        case .messageOut: return "message of \(first) bytes handed over"
+        case .messageIn:
+            let sender = EngineID(rawValue: second)
+            return "message\(number) of \(first & 0xFFFF_FFFF) bytes from engine \(sender)"
+        case .messageOut: return "message\(number) of \(first & 0xFFFF_FFFF) bytes handed over"
         case .wroteAtOnce: return "\(first) short writes of \(second) bytes, complete at once"
         }
     }

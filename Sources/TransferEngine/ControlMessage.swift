@@ -2,8 +2,8 @@ internal import TransferCore
 
 /// What precedes every two-sided message: whether it is the caller's or the engine's, and what it asks.
 ///
-/// Eight bytes: a magic byte, the kind, the version, whether it is sealed, four reserved; then the payload, and the trailer of
-/// sealed ones (docs/wire-format.md). Control messages are small, may be lost or repeated, and are answered or asked again.
+/// Eight bytes: a magic byte, the kind, the version, whether it is sealed, the number of a caller's message; then the payload,
+/// and the trailer of sealed ones (docs/wire-format.md). Control messages are small, may be lost or repeated, and are answered or asked again.
 enum ControlMessage: Hashable, Sendable {
     static let headerBytes = 8
     private static let magic: UInt8 = 0x54
@@ -35,6 +35,20 @@ enum ControlMessage: Hashable, Sendable {
         header[1] = Kind.payload.rawValue
         header[2] = version
         for index in 3..<headerBytes { header[index] = 0 }
+    }
+
+    /// Gives a caller's message a number, once: with the sender's identity it names the message in traces. Engines that know
+    /// of no numbers pass over it.
+    static func number(_ header: borrowing Table<UInt8>, next: inout UInt32) {
+        guard number(of: header.span) == 0 else { return }
+        next = next == .max ? 1 : next + 1
+        for index in 0..<4 { header[4 + index] = UInt8(truncatingIfNeeded: next >> (8 * UInt32(index))) }
+    }
+
+    /// The number in a message's header; 0 for none.
+    static func number(of message: Span<UInt8>) -> UInt32 {
+        guard message.count >= headerBytes, message[1] == Kind.payload.rawValue else { return 0 }
+        return (0..<4).reduce(0) { $0 | UInt32(message[4 + $1]) << (8 * UInt32($1)) }
     }
 
     /// Reads a header; nil for what no engine of this version sends.

@@ -566,6 +566,7 @@ extension DomainGroup {
         guard slot.isPosting else { return true }
         let rail = hot.value.downLinks > 0 ? firstRailUp(slot.attachment) : 0
         let domain = attachments[slot.attachment].rails[rail].local
+        ControlMessage.number(slot.message, next: &hot.value.messages)
         seal(&slot)
         // The provider copies the payload before it returns.
         let result = unsafe domains[domain].fabric.send(

@@ -95,6 +95,8 @@ final class DomainGroup {
         var batchLimit = Limits.requestsPerPost
         /// Control messages that NICs have taken.
         var controlMessages: UInt64 = 0
+        /// The number of the caller's last message.
+        var messages: UInt32 = 0
     }
 
     /// How far a slot has been posted.

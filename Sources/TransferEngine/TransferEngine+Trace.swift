@@ -81,7 +81,9 @@ extension DomainGroup {
         guard slot.kind != .count else { return }
         let units = slot.kind == .paged ? slot.pages.count : slot.targetCount
         recorder.record(
-            .started, context(index), detail: slot.kind.rawValue, UInt64(truncatingIfNeeded: slot.length),
+            .started, context(index), detail: slot.kind.rawValue,
+            UInt64(truncatingIfNeeded: slot.length)
+                | (slot.isWide ? 0 : UInt64(slot.attachment) + 1) << TraceEvent.lengthBits,
             UInt64(truncatingIfNeeded: units) << 32 | UInt64(slot.immediate))
     }
 
@@ -128,15 +130,19 @@ extension DomainGroup {
         guard status != .again || isNews else { return }
         recorder.record(
             status == .again ? .pushedBack : .messageOut, context(index), nic: nic, detail: status.rawValue,
-            status == .again ? 1 << 32 : UInt64(truncatingIfNeeded: slot.length),
+            status == .again
+                ? 1 << 32
+                : UInt64(truncatingIfNeeded: slot.length)
+                    | UInt64(ControlMessage.number(of: slot.message.span)) << 32,
             status == .again ? UInt64(truncatingIfNeeded: slot.inFlight) : 0)
     }
 
     /// A message has come.
     func traceMessage(_ completion: Completion, _ nic: Int) {
+        let message = unsafe completion.message.bindMemory(to: UInt8.self).span
         recorder.record(
-            .messageIn, FlightRecorder.nothing, nic: nic, UInt64(unsafe completion.message.count),
-            completion.context)
+            .messageIn, FlightRecorder.nothing, nic: nic,
+            UInt64(message.count) | UInt64(ControlMessage.number(of: message)) << 32, completion.context)
     }
 
     /// A slot waits for a counter.

@@ -11,9 +11,9 @@ struct KVCommand: ParsableCommand {
 
     private static var subcommands: [any ParsableCommand.Type] {
         #if HTTP
-            [KVRoute.self, KVSimulate.self, KVSoak.self]
+            [KVDemo.self, KVRoute.self, KVSimulate.self, KVSoak.self]
         #else
-            [KVSimulate.self, KVSoak.self]
+            [KVDemo.self, KVSimulate.self, KVSoak.self]
         #endif
     }
 }

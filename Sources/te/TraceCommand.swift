@@ -18,12 +18,27 @@ struct TraceCommand: ParsableCommand {
         if json {
             print(Trace.json(traces), terminator: "")
         } else {
-            for trace in traces { Self.show(trace) }
+            let offsets = Trace.clockOffsets(traces)
+            for (trace, offset) in zip(traces, offsets) { Self.show(trace, offset) }
         }
     }
 
-    private static func show(_ trace: Trace) {
-        print("engine \(trace.name) (\(trace.engine)), \(trace.events.count) events, \(trace.lost) before")
+    /// How a trace's clock differs from that of the first one.
+    private static func text(_ offset: ClockOffset) -> String {
+        let shift = Field.number(Double(offset.nanoseconds) / 1000).human
+        switch offset.source {
+        case .shared: return ""
+        case .messages(let uncertainty):
+            return
+                ", clock \(shift) us, within \(Field.number(Double(uncertainty) / 1000).human) us by messages"
+        case .calendar: return ", clock \(shift) us by the calendar"
+        }
+    }
+
+    private static func show(_ trace: Trace, _ offset: ClockOffset) {
+        print(
+            "engine \(trace.name) (\(trace.engine)), \(trace.events.count) events, \(trace.lost) before"
+                + text(offset))
         let end = trace.events.last.map { trace.nanoseconds(of: $0) } ?? 0
         for event in trace.events {
             let before = Double(end - min(end, trace.nanoseconds(of: event))) / 1000

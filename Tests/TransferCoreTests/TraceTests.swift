@@ -96,7 +96,9 @@ import TransferCore
             var tid: Int
             var ts: Double?
             var id2: Identifier?
+            var args: Arguments?
         }
+        struct Arguments: Decodable { var name: String? }
         var traceEvents: [Event]
     }
 
@@ -131,6 +133,143 @@ import TransferCore
         // Names may hold anything.
         trace.name = "a \"quoted\"\\ \n\u{1}name"
         #expect(try Self.document([trace]).traceEvents.count == document.traceEvents.count)
+    }
+
+    // MARK: Several hosts
+
+    /// A trace of an engine whose clock shows `shift` more than the true time, and whose calendar is wrong by `error`.
+    private static func trace(
+        _ engine: UInt64, shift: Int64, error: Int64 = 0, _ events: [TraceEvent]
+    ) -> Trace {
+        func local(_ time: UInt64) -> UInt64 { UInt64(bitPattern: Int64(bitPattern: time) + shift) }
+        let wall: Int64 = 1_700_000_000_000_000_000 + (1 << 40) - shift + error
+        let clock = Trace.Clock(
+            firstTicks: 0, firstNanoseconds: 0, lastTicks: 1 << 40, lastNanoseconds: 1 << 40,
+            wallNanoseconds: UInt64(bitPattern: wall))
+        return Trace(
+            engine: EngineID(rawValue: engine), name: "engine \(engine)", nics: ["a"], clock: clock, lost: 0,
+            events: events.map {
+                var event = $0
+                event.time = local(event.time)
+                return event
+            })
+    }
+
+    private static func event(
+        _ time: UInt64, _ kind: TraceEvent.Kind, place: UInt64 = 0xFFFF, detail: UInt8 = 0,
+        _ first: UInt64 = 0, _ second: UInt64 = 0
+    ) throws -> TraceEvent {
+        try #require(
+            TraceEvent(
+                time: time, word: TraceEvent.word(place, kind, nic: 0, detail: detail), first: first,
+                second: second))
+    }
+
+    /// Messages between engines 1 and 2, and between 2 and 3, with delays from 20 us on.
+    private static func talk(
+        _ pairs: [(UInt64, UInt64)], seed: UInt64
+    ) throws -> [UInt64: [TraceEvent]] {
+        var random = SeededGenerator(seed: seed)
+        var events: [UInt64: [TraceEvent]] = [:]
+        var number: UInt64 = 0
+        for round in 0..<20 {
+            for (one, other) in pairs {
+                for (from, to) in [(one, other), (other, one)] {
+                    number += 1
+                    let time = UInt64(1_000_000_000 + round * 1_000_000)
+                    let delay = 20_000 + UInt64.random(in: 0...500_000, using: &random)
+                    events[from, default: []].append(try event(time, .messageOut, number << 32 | 100))
+                    events[to, default: []].append(
+                        try event(time + delay, .messageIn, number << 32 | 100, from))
+                }
+            }
+        }
+        return events
+    }
+
+    /// The true offset is within what is said, also over a host in between, whatever calendars say.
+    @Test(arguments: 1...20) func messagesTellHowClocksDiffer(_ seed: UInt64) throws {
+        var random = SeededGenerator(seed: seed)
+        let shifts = (0..<3).map { _ in Int64.random(in: -500_000_000...500_000_000_000, using: &random) }
+        let events = try Self.talk([(1, 2), (2, 3)], seed: seed)
+        var traces: [Trace] = []
+        for index in 0..<3 {
+            let error = Int64(index) * 3_000_000_000
+            let own = events[UInt64(index + 1)] ?? []
+            traces.append(Self.trace(UInt64(index + 1), shift: shifts[index], error: error, own))
+        }
+        let offsets = Trace.clockOffsets(traces)
+        #expect(offsets[0] == ClockOffset(nanoseconds: 0, source: .shared))
+        for index in 1...2 {
+            guard case .messages(let uncertainty) = offsets[index].source else {
+                Issue.record("\(offsets[index])")
+                continue
+            }
+            let error = (offsets[index].nanoseconds - (shifts[0] - shifts[index])).magnitude
+            #expect(error <= uncertainty)
+            #expect(uncertainty < UInt64(index) * 300_000)
+        }
+    }
+
+    /// Engines of one host have one clock, and without an answer only the calendar is left.
+    @Test func withoutMessagesTheCalendarIsBelieved() throws {
+        let out = try Self.event(1_000_000_000, .messageOut, 1 << 32 | 8)
+        let came = try Self.event(1_000_020_000, .messageIn, 1 << 32 | 8, 1)
+        let traces = [
+            Self.trace(1, shift: 0, [out]), Self.trace(4, shift: 0, error: 2_000_000, []),
+            Self.trace(2, shift: 7_000_000_000, error: 50_000_000, [came]),
+        ]
+        let offsets = Trace.clockOffsets(traces)
+        #expect(offsets[1] == ClockOffset(nanoseconds: 0, source: .shared))
+        #expect(offsets[2] == ClockOffset(nanoseconds: -6_950_000_000, source: .calendar))
+        #expect(Trace.clockOffsets([]) == [])
+    }
+
+    /// A message, and a write with the wait that it ended, are arrows between two hosts, on one time line.
+    @Test func whatHappenedOnTwoHostsIsJoined() throws {
+        let write = TraceEvent.Operation.write.rawValue
+        let wait = TraceEvent.Operation.counterWait.rawValue
+        var events = try Self.talk([(1, 2)], seed: 3)
+        let start = 1_100_000_000 as UInt64
+        // Attachment 5, and attachment 0 of which the trace knows nothing.
+        let (known, unknown) = (6 << TraceEvent.lengthBits as UInt64, 1 << TraceEvent.lengthBits as UInt64)
+        events[1, default: []] += [
+            try Self.event(start, .attached, 2, 5),
+            try Self.event(
+                start + 1000, .started, place: 0, detail: write, 6 << TraceEvent.lengthBits | 4096,
+                1 << 32 | 77),
+            try Self.event(start + 2000, .ended, place: 0),
+            // To somebody else's region, and without a wait for it.
+            try Self.event(
+                start + 3000, .started, place: 1, detail: write, unknown | 1, 1 << 32 | 77),
+            try Self.event(
+                start + 3000, .started, place: 2, detail: write, known | 1, 1 << 32 | 78),
+        ]
+        events[2, default: []] += [
+            try Self.event(start - 5000, .waitBegan, place: 4, detail: wait, 1, 77),
+            try Self.event(start + 900_000, .ended, place: 4),
+        ]
+        let traces = [
+            Self.trace(1, shift: 5, events[1] ?? []), Self.trace(2, shift: -900_000_000, events[2] ?? []),
+        ]
+        let document = try Self.document(traces)
+        Self.expectBalanced(document)
+        let (begins, ends) = (
+            document.traceEvents.filter { $0.ph == "s" }, document.traceEvents.filter { $0.ph == "f" }
+        )
+        #expect(begins.count == 41 && ends.count == 41)
+        #expect(Set(begins.map(\.name)).count == 41)
+        #expect(begins.map(\.name) == ends.map(\.name))
+        let last = try #require(zip(begins, ends).first { $0.0.name == "immediate 77" })
+        #expect(last.0.pid == 1 && last.1.pid == 2)
+        let distance = (last.1.ts ?? 0) - (last.0.ts ?? 0)
+        #expect(abs(distance - 899) < 300)  // microseconds, but for what the clocks' difference is not known better
+        // Each arrow begins and ends at a slice.
+        let slices = document.traceEvents.filter { $0.ph == "X" }
+        #expect(slices.count == 82)
+        #expect(
+            document.traceEvents.first { $0.ph == "M" && $0.pid == 2 }?.args?.name?.contains("clock moved")
+                == true)
     }
 
     /// However a ring cuts the events, and whatever order they have, slices stay balanced.

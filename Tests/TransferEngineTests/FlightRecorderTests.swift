@@ -31,7 +31,7 @@ import Testing
         #expect(events.map(\.nic) == [nil, 0, 1, 0, 0, nil])
         #expect(Set(events.compactMap(\.transfer)).count == 1)
         #expect(events.last?.status == .peerLost)
-        #expect(events.first?.first == 1 << 20)
+        #expect(events.first?.length == 1 << 20)
         #expect(events.first?.second == 1 << 32 | 9)
     }
 
@@ -48,6 +48,45 @@ import Testing
         let events = engine.trace().events.dropFirst(before)
         #expect(events.map(\.kind) == [.waitBegan, .started, .messageOut, .ended, .ended])
         #expect(events.first?.operation == .counterWait)
+    }
+
+    /// What one engine does and another one notices are the two ends of an arrow, sealed or not.
+    @Test(arguments: [false, true]) func twoEnginesTracesAreJoined(isSealed: Bool) throws {
+        let engines = try ["one", "other"].map { name in
+            var configuration = Configuration(name: name, progress: .manual)
+            if isSealed { configuration.clusterKey = try ClusterKey(bytes: Array(repeating: 7, count: 32)) }
+            return try TransferEngine(configuration)
+        }
+        defer { for engine in engines { engine.close() } }
+        let source = try engines[0].allocate(byteCount: 4096)
+        let target = try engines[1].allocate(byteCount: 4096)
+        let peer = try engines[0].connect(to: engines[1].address)
+        let heard = Mutex<[Int]>([])
+        try engines[1].receive { bytes, _ in heard.withLock { $0.append(bytes.count) } }
+        for text in ["a", "bc"] { try engines[0].send(Array(text.utf8), to: peer) }
+        let wait = try engines[1].expect(7, count: 2)
+        // Pages, because short writes over shared memory are counted together.
+        let pages: [UInt32] = [0, 1]
+        let remote = try engines[0].attach(engines[1].descriptor(of: target))
+        try pages.withUnsafeBufferPointer { list in
+            _ = try engines[0].write(
+                pageBytes: 1024, from: source, pages: Pages(list, stride: 1024), to: remote,
+                pages: Pages(list, stride: 1024), immediate: 7)
+        }
+        let end = ContinuousClock.now + .seconds(20)
+        while heard.withLock({ $0.count }) < 2 || engines[1].isPending(wait), ContinuousClock.now < end {
+            for engine in engines { engine.progress() }
+        }
+        #expect(heard.withLock { $0 } == [1, 2])
+        let traces = engines.map { $0.trace() }
+        let numbers = traces.map { $0.events.compactMap(\.messageNumber) }
+        #expect(numbers == [[1, 2], [1, 2]])
+        let json = Trace.json(traces)
+        for name in ["message 1", "message 2", "immediate 7"] {
+            #expect(
+                json.split(separator: "\"\(name)\"").count == 5,
+                "two slices, a beginning and an end of \(name)")
+        }
     }
 
     /// The ring keeps the last events, and says how many it has forgotten.

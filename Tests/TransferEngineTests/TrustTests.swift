@@ -109,7 +109,7 @@
             let (keyed, open) = (try Side("keyed", key: Self.key), try Side("open", key: nil))
             let plain = try open.message("plain", to: open)
             #expect(
-                plain == [0x54, 0, 1, 0, 0, 0, 0, 0] + Array("plain".utf8), "without a key nothing changes")
+                plain == [0x54, 0, 1, 0, 1, 0, 0, 0] + Array("plain".utf8), "without a key nothing changes")
             #expect(keyed.get(plain, from: open.engine.id).keys.elementsEqual([.unauthenticated]))
             let sealed = try keyed.message("sealed", to: keyed)
             #expect(open.get(sealed, from: keyed.engine.id).keys.elementsEqual([.unauthenticated]))
