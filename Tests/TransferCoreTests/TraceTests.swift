@@ -263,7 +263,8 @@ import TransferCore
         let last = try #require(zip(begins, ends).first { $0.0.name == "immediate 77" })
         #expect(last.0.pid == 1 && last.1.pid == 2)
         let distance = (last.1.ts ?? 0) - (last.0.ts ?? 0)
-        #expect(abs(distance - 899) < 300)  // microseconds, but for what the clocks' difference is not known better
+        // Microseconds, but for what is not known better of the clocks' difference.
+        #expect(abs(distance - 899) < 300)
         // Each arrow begins and ends at a slice.
         let slices = document.traceEvents.filter { $0.ph == "X" }
         #expect(slices.count == 82)
