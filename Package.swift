@@ -141,7 +141,7 @@ let package = Package(
             dependencies: [
                 "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation",
                 "Platform", "Topology", "Doctor", "KVRouter", "EtcdDirectory", "TransferDirectory",
-                "CPlatform", libfabric, verbs,
+                "EngineMetrics", "CPlatform", libfabric, verbs,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: hot),

@@ -6,14 +6,14 @@ struct Te: ParsableCommand {
         commandName: "te", abstract: "Point-to-point transfers: look at this machine, measure, demonstrate.",
         subcommands: [
             Info.self, TopologyCommand.self, DoctorCommand.self, Explain.self, ErrorCommand.self, Bench.self,
-            Demo.self, Sim.self, KVCommand.self, Weights.self, MoECommand.self, TraceCommand.self, Top.self,
+            Demo.self, Sim.self, KVCommand.self, Weights.self, MoECommand.self, TraceCommand.self,
             BenchTarget.self, DemoReceiver.self, BenchKVTarget.self, KVSoakNode.self, WeightsMember.self,
             BenchMoERank.self,
-        ] + etcd)
+        ] + withHTTP)
 
-    private static var etcd: [any ParsableCommand.Type] {
+    private static var withHTTP: [any ParsableCommand.Type] {
         #if HTTP
-            [KVSoakEtcdNode.self]
+            [Top.self, KVSoakEtcdNode.self]
         #else
             []
         #endif

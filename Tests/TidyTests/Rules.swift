@@ -118,7 +118,7 @@ enum Rules {
         "te": [
             "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation", "Platform",
             "CPlatform", "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider", "Topology",
-            "Doctor", "KVRouter", "EtcdDirectory", "TransferDirectory",
+            "Doctor", "KVRouter", "EtcdDirectory", "TransferDirectory", "EngineMetrics",
         ],
     ]
 
