@@ -3,7 +3,8 @@ internal import TransferCore
 /// What precedes every two-sided message: whether it is the caller's or the engine's, and what it asks.
 ///
 /// Eight bytes: a magic byte, the kind, the version, whether it is sealed, the number of a caller's message; then the payload,
-/// and the trailer of sealed ones (docs/wire-format.md). Control messages are small, may be lost or repeated, and are answered or asked again.
+/// and the trailer of sealed ones (docs/wire-format.md). Control messages are small, may be lost or repeated, and are answered
+/// or asked again.
 enum ControlMessage: Hashable, Sendable {
     static let headerBytes = 8
     private static let magic: UInt8 = 0x54

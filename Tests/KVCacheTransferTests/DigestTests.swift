@@ -137,6 +137,33 @@ import Testing
         try await setup.until { setup.has(.ready) }
     }
 
+    /// A library of before and this one, either way round: what both know works, and what the older one does not know is refused
+    /// by name.
+    @Test(
+        .timeLimit(.minutes(1)),
+        arguments: [
+            (1...1, 1...2, false), (1...2, 1...1, false), (1...1, 1...2, true), (1...2, 1...2, true),
+        ] as [(ClosedRange<UInt8>, ClosedRange<UInt8>, Bool)])
+    func theVersionBefore(
+        prefiller: ClosedRange<UInt8>, decoder: ClosedRange<UInt8>, digests: Bool
+    ) async throws {
+        let setup = try Setup(digests: digests, versions: (prefiller, decoder))
+        setup.fillSource()
+        let peer = try setup.decoder.connect(to: setup.prefiller.address)
+        _ = setup.request(TokenSpan(end: 24), [5, 1, 9], peer)
+        try await setup.until { setup.job != nil || setup.failure != nil }
+        guard !digests || prefiller.upperBound == 2 else {
+            #expect(setup.failure?.code == .unsupportedVersion)
+            #expect(setup.failure?.message.contains("1 here, 2 there") == true)
+            return
+        }
+        setup.accept(try #require(setup.job), [2, 3, 7])
+        setup.prefiller.begin(forward: [KVChunk(job: try #require(setup.job).id, tokens: 0..<24)])
+        setup.prefiller.computed(layers: 3)
+        try await setup.until { setup.has(.ready) }
+        #expect(setup.isEqual(layer: 2, 7, 9))
+    }
+
     /// A decoder of a later version is told that it is, and by whom.
     @Test(.timeLimit(.minutes(1))) func aStrangerIsRefusedByName() async throws {
         let setup = try Setup()

@@ -55,19 +55,22 @@ import Testing
 
         init(
             _ sourceLayout: KVLayout = RoleTests.layout, _ targetLayout: KVLayout = RoleTests.layout,
-            timeout: Duration = .seconds(30), digests: Bool = false, executor: Executor? = nil
+            timeout: Duration = .seconds(30), digests: Bool = false, executor: Executor? = nil,
+            versions: (prefiller: ClosedRange<UInt8>, decoder: ClosedRange<UInt8>)? = nil
         ) throws {
             source = try Instance("prefiller", sourceLayout)
             target = try Instance("decoder", targetLayout, timeout: timeout)
             let events = events
-            prefiller = try KVPrefiller(
-                KVConfiguration(name: "prefiller", heartbeat: .milliseconds(50)), layout: sourceLayout,
-                ranks: source.ranks
-            ) { job in events.jobs.withLock { $0.append(job) } }
+            var before = KVConfiguration(name: "prefiller", heartbeat: .milliseconds(50))
+            if let versions { before.versions = versions.prefiller }
+            prefiller = try KVPrefiller(before, layout: sourceLayout, ranks: source.ranks) { job in
+                events.jobs.withLock { $0.append(job) }
+            }
             var configuration = KVConfiguration(
                 name: "decoder", heartbeat: .milliseconds(50), cancelTimeout: .milliseconds(500))
             configuration.digests = digests
             if let executor { configuration.digestExecutor = executor }
+            if let versions { configuration.versions = versions.decoder }
             decoder = try KVDecoder(configuration, layout: targetLayout, ranks: target.ranks)
         }
 

@@ -115,6 +115,9 @@
             #expect(open.get(sealed, from: keyed.engine.id).keys.elementsEqual([.unauthenticated]))
             #expect(keyed.engine.refusedMessages.latest?.message.contains("give it the same key") == true)
             #expect(keyed.received.isEmpty && open.received.isEmpty)
+            // Engines of before gave their messages no numbers.
+            let before: [UInt8] = [0x54, 0, 1, 0, 0, 0, 0, 0] + Array("plain".utf8)
+            #expect(open.get(before, from: keyed.engine.id).isEmpty && open.received.count == 1)
         }
 
         /// Without a key anybody may ask; with one, a stranger's ping attaches nothing and is not answered.

@@ -77,17 +77,20 @@ extension KVMessage {
     /// Reads the binary form.
     /// - Throws: `KVError.Code.malformedMessage` for anything that `encoded` does not make, `unsupportedVersion`.
     /// - Complexity: O(bytes); what it allocates is bounded by the bytes that there are.
-    public init(decoding bytes: [UInt8]) throws(KVError) {
+    public init(decoding bytes: [UInt8]) throws(KVError) { try self.init(decoding: bytes, Self.versions) }
+
+    /// As a library does that understands these versions.
+    init(decoding bytes: [UInt8], _ versions: ClosedRange<UInt8>) throws(KVError) {
         do throws(TransferError) {
             var reader = ByteReader(bytes.span)
             for byte in Self.magic where try reader.read(UInt8.self) != byte {
                 throw .notOurs
             }
             let version = try reader.read(UInt8.self)
-            guard Self.versions.contains(version) else {
+            guard versions.contains(version) else {
                 throw TransferError(
                     .unsupportedVersion,
-                    "version: \(Self.versions.upperBound) here, \(version) there; update the older side")
+                    "version: \(versions.upperBound) here, \(version) there; update the older side")
             }
             self = try KVMessage(from: &reader, bytes, version: version)
             // There is one form of each message.
@@ -103,7 +106,9 @@ extension KVMessage {
 
     /// Who introduces himself, in a message of a version that this library does not know: what comes first in a hello is the
     /// same in all versions, so that a stranger can be told.
-    static func stranger(_ bytes: [UInt8]) -> (session: UInt64, address: EngineAddress)? {
+    static func stranger(_ bytes: [UInt8], _ versions: ClosedRange<UInt8> = Self.versions) -> (
+        session: UInt64, address: EngineAddress
+    )? {
         try? { () throws(TransferError) in
             var reader = ByteReader(bytes.span)
             for byte in magic where try reader.read(UInt8.self) != byte { throw .notOurs }

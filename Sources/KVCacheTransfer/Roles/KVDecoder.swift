@@ -112,7 +112,7 @@ public final class KVDecoder: @unchecked Sendable {
         self.layout = layout
         self.ranks = ranks
         self.random = random
-        port = MessagePort(ranks[0].engine, queue)
+        port = MessagePort(ranks[0].engine, queue, configuration.versions)
         do throws(TransferError) {
             try port.open { [weak self] message, sender in self?.receive(message, sender) }
         } catch { throw KVError(error) }

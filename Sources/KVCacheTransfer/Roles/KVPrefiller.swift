@@ -93,7 +93,7 @@ public final class KVPrefiller: @unchecked Sendable {
         self.ranks = ranks
         self.onJob = onJob
         forwards = layout.stages.map { ForwardQueue(layers: $0.count) }
-        port = MessagePort(ranks[0].engine, queue)
+        port = MessagePort(ranks[0].engine, queue, configuration.versions)
         do throws(TransferError) {
             try port.open { [weak self] message, sender in self?.receive(message, sender) }
         } catch { throw KVError(error) }

@@ -39,6 +39,9 @@ public struct KVConfiguration: Sendable {
         Task.detached { body() }
     }
 
+    /// What is understood: less only to be, in tests, what was there before.
+    var versions = KVMessage.versions
+
     /// The defaults suit a cluster.
     public init(
         name: String, heartbeat: Duration = .seconds(1), heartbeats: Int = 3,

@@ -5,6 +5,7 @@ final class MessagePort: @unchecked Sendable {
     // SAFETY: `joiners`, `outbox` and `isFlushing` are touched by closures of `queue` only.
     private let engine: TransferEngine
     private let queue: SerialQueue
+    private let versions: ClosedRange<UInt8>
     private var joiners: [EngineID: Fragments] = [:]
     private var nextNumber: UInt32 = 0
     private var outbox: [Fragment] = []
@@ -19,8 +20,10 @@ final class MessagePort: @unchecked Sendable {
     /// Peers whose unfinished messages are kept.
     private static let joinerLimit = 4096
 
-    init(_ engine: TransferEngine, _ queue: SerialQueue) {
+    init(_ engine: TransferEngine, _ queue: SerialQueue, _ versions: ClosedRange<UInt8> = KVMessage.versions)
+    {
         self.engine = engine
+        self.versions = versions
         self.queue = queue
     }
 
@@ -48,8 +51,10 @@ final class MessagePort: @unchecked Sendable {
     ) {
         if joiners.count >= Self.joinerLimit, joiners[sender] == nil { joiners = [:] }
         guard let bytes = joiners[sender, default: Fragments()].join(fragment) else { return }
-        do throws(KVError) { handler(.message(try KVMessage(decoding: bytes)), sender) } catch {
-            guard error.code == .unsupportedVersion, let stranger = KVMessage.stranger(bytes) else { return }
+        do throws(KVError) { handler(.message(try KVMessage(decoding: bytes, versions)), sender) } catch {
+            guard error.code == .unsupportedVersion, let stranger = KVMessage.stranger(bytes, versions) else {
+                return
+            }
             handler(.stranger(session: stranger.session, stranger.address, error), sender)
         }
     }
