@@ -24,6 +24,9 @@ let libfabric = Target.Dependency.target(name: "LibfabricProvider", condition: .
 let verbs = Target.Dependency.target(name: "VerbsProvider", condition: .when(traits: ["Verbs"]))
 
 let http = Target.Dependency.target(name: "HTTP", condition: .when(traits: ["HTTP"]))
+let tracing = [("Logging", "swift-log"), ("Tracing", "swift-distributed-tracing")].map {
+    Target.Dependency.product(name: $0, package: $1, condition: .when(traits: ["HTTP"]))
+}
 let nio = ["NIOCore", "NIOPosix", "NIOHTTP1"].map {
     Target.Dependency.product(name: $0, package: "swift-nio", condition: .when(traits: ["HTTP"]))
 }
@@ -58,6 +61,8 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-crypto.git", from: "4.0.0"),
         .package(url: "https://github.com/apple/swift-metrics.git", from: "2.5.0"),
         .package(url: "https://github.com/apple/swift-nio.git", from: "2.80.0"),
+        .package(url: "https://github.com/apple/swift-log.git", from: "1.6.0"),
+        .package(url: "https://github.com/apple/swift-distributed-tracing.git", from: "1.3.0"),
     ],
     targets: [
         .target(name: "CPlatform"),
@@ -124,7 +129,7 @@ let package = Package(
             swiftSettings: strict + safe),
         .target(
             name: "KVRouter",
-            dependencies: ["KVCacheTransfer", "TransferDirectory", "EngineMetrics", http] + nio,
+            dependencies: ["KVCacheTransfer", "TransferDirectory", "EngineMetrics", http] + nio + tracing,
             swiftSettings: strict + safe),
         .target(
             name: "WeightTransfer", dependencies: ["TransferEngine", "TransferCore", "CPlatform"],
@@ -195,7 +200,13 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "KVRouterTests",
-            dependencies: ["KVRouter", "KVCacheTransfer", "TransferDirectory", "TransferEngine", http] + nio,
+            dependencies: ["KVRouter", "KVCacheTransfer", "TransferDirectory", "TransferEngine", http] + nio
+                + tracing
+                + [
+                    .product(
+                        name: "InMemoryTracing", package: "swift-distributed-tracing",
+                        condition: .when(traits: ["HTTP"]))
+                ],
             swiftSettings: strict),
         .testTarget(
             name: "WeightTransferTests",

@@ -2,10 +2,13 @@
     internal import EngineMetrics
     internal import FoundationEssentials
     internal import HTTP
+    internal import Instrumentation
     public import KVCacheTransfer
+    public import Logging
     internal import NIOCore
     internal import NIOHTTP1
     internal import Synchronization
+    internal import Tracing
     public import TransferDirectory
 
     /// An HTTP service in front of prefillers and decoders: OpenAI's completions in, each request to one of both.
@@ -20,6 +23,9 @@
     /// generate, at the same time (docs/integrations.md). The answer of the decoder is passed on as it comes; its client's going
     /// away ends both. Without a prefiller decoders compute prompts themselves. A decoder that fails before its answer has begun
     /// is replaced by another one.
+    ///
+    /// Each request is a span of swift-distributed-tracing with one for each half, whose context goes to the engines in headers;
+    /// who comes, goes and fails is logged.
     public actor KVRouter {
         /// How it behaves.
         public struct Configuration: Sendable {
@@ -42,6 +48,7 @@
 
         private let configuration: Configuration
         private let client = HTTPClient()
+        let logger: Logger
         private var state: RouterState
         private var metrics = RouterMetrics()
         private var listening: Int?
@@ -52,11 +59,14 @@
         /// - Parameters:
         ///   - configuration: How it behaves.
         ///   - scheduler: Who gets a request. A prompt's tokens are four bytes each of its text.
+        ///   - logger: Told of instances that come, go and fail, and at `debug` of each request.
         public init(
             _ configuration: Configuration = Configuration(),
-            scheduler: any KVScheduler = PrefixAffinityScheduler()
+            scheduler: any KVScheduler = PrefixAffinityScheduler(),
+            logger: Logger = Logger(label: "transfer-engine.router")
         ) {
             self.configuration = configuration
+            self.logger = logger
             state = RouterState(scheduler: scheduler)
         }
 
@@ -75,12 +85,16 @@
         /// where its engine is.
         /// - Throws: A description of what is wrong with the URL.
         public func add(_ role: DirectoryEntry.Role, url: String) throws {
-            state.add(role, try HTTPAddress(url).text)
+            let text = try HTTPAddress(url).text
+            state.add(role, text)
+            logger.info("an instance has joined", metadata: ["role": "\(role.rawValue)", "url": "\(text)"])
         }
 
         /// Takes an instance out: it is given nothing new, and finishes what it has.
         public func drain(url: String) {
-            if let address = try? HTTPAddress(url) { state.drain(address.text) }
+            guard let address = try? HTTPAddress(url) else { return }
+            logger.info("an instance drains", metadata: ["url": "\(address.text)"])
+            state.drain(address.text)
         }
 
         /// Serves until the task is cancelled.
@@ -137,6 +151,13 @@
                 engine = try? await introduce(address)
             }
             state.saw(instance.url, isAlive: isAlive, address: engine)
+            guard let now = state.instances[instance.url], now.takesRequests != instance.takesRequests else {
+                return
+            }
+            logger.log(
+                level: now.takesRequests || now.isDraining ? .info : .warning,
+                now.takesRequests ? "an instance takes requests" : "an instance takes no requests",
+                metadata: ["role": "\(now.role.rawValue)", "url": "\(now.url)"])
         }
 
         private struct Models: Decodable {
@@ -294,15 +315,31 @@
             }
             metrics.open += 1
             defer { metrics.open -= 1 }
+            let begin = ContinuousClock.now
             do {
-                metrics.ended(try await attempt(String(request.path), body, writer))
+                let outcome = try await span(of: request) { [self] in
+                    try await attempt(String(request.path), body, writer)
+                }
+                ended(outcome, request, since: begin)
             } catch let error as HTTPFailure {
-                metrics.ended(.failed)
+                ended(.failed, request, since: begin)
                 throw error
             } catch {
-                metrics.ended(.abandoned)
+                ended(.abandoned, request, since: begin)
                 throw error
             }
+        }
+
+        private func ended(
+            _ outcome: RouterMetrics.Outcome, _ request: HTTPRequest, since begin: ContinuousClock.Instant
+        ) {
+            metrics.ended(outcome)
+            logger.log(
+                level: outcome == .failed ? .warning : .debug, "a request has ended",
+                metadata: [
+                    "path": "\(request.path)", "outcome": "\(outcome)",
+                    "duration": "\(.now - begin as Duration)",
+                ])
         }
 
         /// Asks decoders until one answers.
@@ -334,6 +371,9 @@
                         guard error is HTTPFailure else { throw error }
                         failed.insert(choice.decoder)
                         excluded.insert(choice.decoder)
+                        logger.warning(
+                            "a decoder failed a request",
+                            metadata: ["url": "\(choice.decoder)", "reason": "\(error)"])
                         // What has been sent cannot be taken back: the client sees that the answer breaks off.
                         if progress.hasBegun { throw error }
                     }
@@ -380,9 +420,21 @@
             }
             let prefilling = Task { [forPrefiller] in await prefill(choice, path, forPrefiller) }
             defer { prefilling.cancel() }
-            let address = try HTTPAddress(choice.decoder)
+            let request = Self.post(path, forDecoder.bytes)
+            try await half("decode", choice.decoder) { [self, client, configuration] headers in
+                try await pass(
+                    request.with(headers), to: HTTPAddress(choice.decoder), client, configuration.timeout,
+                    writer, progress, since: begin)
+            }
+        }
+
+        /// Passes the answer on as it comes.
+        private func pass(
+            _ request: HTTPRequest, to address: HTTPAddress, _ client: HTTPClient, _ limit: Duration,
+            _ writer: HTTPServer.Writer, _ progress: Progress, since begin: ContinuousClock.Instant
+        ) async throws {
             try await client.stream(
-                Self.post(path, forDecoder.bytes), to: address, within: configuration.timeout,
+                request, to: address, within: limit,
                 head: { [self] head in
                     progress.begin(head.headers.first(name: "content-length").flatMap { Int($0) })
                     await firstByte(since: begin)
@@ -408,11 +460,16 @@
 
         private func prefill(_ choice: RouterState.Choice, _ path: String, _ body: RequestBody?) async {
             guard let body, let url = choice.prefiller, let address = try? HTTPAddress(url) else { return }
-            let answer = try? await client.fetch(
-                Self.post(path, body.bytes), from: address, within: configuration.timeout)
+            let request = Self.post(path, body.bytes)
+            let answer = try? await half("prefill", url) { [client, configuration] headers in
+                try await client.fetch(request.with(headers), from: address, within: configuration.timeout)
+            }
             state.prefilled(choice)
             // The decoder notices by itself, and computes the prompt.
-            if answer?.status.code ?? 500 >= 500, !Task.isCancelled { state.failed(url) }
+            if answer?.status.code ?? 500 >= 500, !Task.isCancelled {
+                state.failed(url)
+                logger.warning("a prefiller failed a request", metadata: ["url": "\(url)"])
+            }
         }
 
         /// The request as a prefiller gets it: one token, and no stream of it.

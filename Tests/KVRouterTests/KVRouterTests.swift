@@ -9,6 +9,11 @@
     @testable import HTTP
     @testable import KVRouter
 
+    import InMemoryTracing
+    import Instrumentation
+    import Logging
+    import Tracing
+
     import NIOCore
     import NIOHTTP1
 
@@ -25,9 +30,12 @@
             case refuses
             /// Says how long its answer is, sends all of it, and does not end it.
             case lingers
+            /// Does not say that it is well.
+            case isSilent
         }
 
-        private let state = Mutex((conduct: Conduct.answers, bodies: [Data](), abandoned: 0))
+        private let state = Mutex(
+            (conduct: Conduct.answers, bodies: [Data](), abandoned: 0, headers: [HTTPHeaders]()))
         let name: String
         let url: String
         private let serving: Task<Void, any Error>
@@ -38,6 +46,8 @@
             }
         }
         var abandoned: Int { state.withLock(\.abandoned) }
+        /// Of the requests, in the order of `bodies`.
+        var headers: [HTTPHeaders] { state.withLock(\.headers) }
 
         func conduct(_ conduct: Conduct) { state.withLock { $0.conduct = conduct } }
 
@@ -59,7 +69,9 @@
             async throws
         {
             switch request.path {
-            case "/health": return try await writer.answer(.ok, "")
+            case "/health":
+                if case .isSilent = state.withLock(\.conduct) { try await Task.sleep(for: .seconds(60)) }
+                return try await writer.answer(.ok, "")
             case "/v1/models":
                 return try await writer.answer(.ok, #"{"data": [{"id": "m"}]}"#, type: "application/json")
             default: break
@@ -73,6 +85,7 @@
             }
             let conduct = state.withLock { state in
                 state.bodies.append(Data(request.body.readableBytesView))
+                state.headers.append(request.headers)
                 return state.conduct
             }
             switch conduct {
@@ -93,7 +106,7 @@
                 try await writer.write(ByteBuffer(string: "whole"))
                 try await Task.sleep(for: .seconds(60))
             case .refuses: try await writer.answer(.internalServerError, "as told")
-            case .answers:
+            case .answers, .isSilent:
                 try await writer.begin(.ok, ["Content-Type": "text/event-stream"])
                 for part in ["data: \(name)", "\n\n", "data: [DONE]\n\n"] {
                     try await writer.write(ByteBuffer(string: part))
@@ -109,6 +122,40 @@
         }
     }
 
+    /// What a router has logged.
+    private final class Log: Sendable {
+        private let entries = Mutex<[String]>([])
+        var lines: [String] { entries.withLock(\.self) }
+
+        var logger: Logger {
+            var logger = Logger(label: "test") { _ in Handler(log: self) }
+            logger.logLevel = .debug
+            return logger
+        }
+
+        private struct Handler: LogHandler {
+            let log: Log
+            var logLevel = Logger.Level.debug
+            var metadata: Logger.Metadata = [:]
+
+            init(log: Log) { self.log = log }
+
+            subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+                get { metadata[key] }
+                set { metadata[key] = newValue }
+            }
+
+            func log(event: LogEvent) {
+                let metadata = (event.metadata ?? [:]).sorted { $0.key < $1.key }
+                    .map { "\($0.key)=\($0.value)" }
+                log.entries.withLock { entries in
+                    entries.append(
+                        (["\(event.level): \(event.message)"] + metadata).joined(separator: " "))
+                }
+            }
+        }
+    }
+
     @Suite struct KVRouterTests {
         private let client = HTTPClient()
 
@@ -116,13 +163,13 @@
         private func route(
             _ prefillers: [Engine], _ decoders: [Engine],
             _ change: (inout KVRouter.Configuration) -> Void = { _ in },
-            directory: (any TransferDirectory)? = nil,
+            directory: (any TransferDirectory)? = nil, log: Log = Log(),
             _ body: (HTTPAddress, KVRouter) async throws -> Void
         ) async throws {
             var configuration = KVRouter.Configuration()
             configuration.lookInterval = .milliseconds(20)
             change(&configuration)
-            let router = KVRouter(configuration)
+            let router = KVRouter(configuration, logger: log.logger)
             for engine in prefillers { try await router.add(.prefiller, url: engine.url) }
             for engine in decoders { try await router.add(.decoder, url: engine.url) }
             let serving = Task { try await router.run(host: "127.0.0.1", port: 0, directory: directory) }
@@ -207,6 +254,88 @@
                 try await eventually {
                     try await metric("transfer_engine_router_requests_total{outcome=\"answered\"} 1", address)
                 }
+            }
+        }
+
+        private static let tracer: InMemoryTracer = {
+            let tracer = InMemoryTracer()
+            InstrumentationSystem.bootstrap(tracer)
+            return tracer
+        }()
+
+        /// The client's trace goes on in the router, and from there in both engines.
+        @Test func aRequestIsFollowedToBothEngines() async throws {
+            let tracer = Self.tracer
+            let (prefiller, decoder) = (
+                try await Engine("p", address: "P1"), try await Engine("d")
+            )
+            try await route([prefiller], [decoder]) { address, _ in
+                let trace = "trace-\(UInt64.random(in: 0 ... .max))"
+                let keys = (InMemoryTracer.traceIDKey, InMemoryTracer.spanIDKey)
+                _ = try await client.fetch(
+                    HTTPRequest(
+                        .POST, "/v1/completions", headers: [keys.0: trace, keys.1: "client"],
+                        body: ByteBuffer(string: #"{"prompt": "x"}"#)), from: address, within: .seconds(20))
+                var spans: [FinishedInMemorySpan] = []
+                try await eventually {
+                    spans = tracer.finishedSpans.filter { $0.traceID == trace }
+                    return spans.count == 3
+                }
+                let request = try #require(spans.first { $0.operationName == "POST /v1/completions" })
+                #expect(request.parentSpanID == "client" && request.kind == .server)
+                for (name, engine) in [("prefill", prefiller), ("decode", decoder)] {
+                    let half = try #require(spans.first { $0.operationName == name })
+                    #expect(half.parentSpanID == request.spanID && half.kind == .client)
+                    let headers = try #require(engine.headers.last)
+                    #expect(headers.first(name: keys.0) == trace)
+                    #expect(headers.first(name: keys.1) == half.spanID)
+                }
+            }
+        }
+
+        /// Who comes, who fails and what becomes of requests.
+        @Test func whatHappensIsLogged() async throws {
+            let log = Log()
+            let (bad, good) = (try await Engine("bad"), try await Engine("good"))
+            try await route([], [bad, good], log: log) { address, router in
+                bad.conduct(.breaksOff)
+                for _ in 0..<8 where log.lines.allSatisfy({ !$0.contains("failed a request") }) {
+                    _ = try await post(#"{"prompt": "x"}"#, to: address)
+                    try await seen(0, 2, address)
+                }
+                await router.drain(url: good.url)
+                let lines = log.lines
+                #expect(lines.contains("info: an instance has joined role=decoder url=\(good.url)"))
+                #expect(lines.contains("info: an instance takes requests role=decoder url=\(bad.url)"))
+                #expect(
+                    lines.contains {
+                        $0.hasPrefix("warning: a decoder failed a request") && $0.contains(bad.url)
+                    })
+                #expect(
+                    lines.contains {
+                        $0.hasPrefix("debug: a request has ended duration=")
+                            && $0.hasSuffix("outcome=answered path=/v1/completions")
+                    })
+                #expect(lines.contains("info: an instance drains url=\(good.url)"))
+            }
+        }
+
+        /// One that does not answer whether it is well holds up no look at the others.
+        @Test func whoIsSlowHoldsUpNobody() async throws {
+            let (slow, quick) = (try await Engine("slow"), try await Engine("quick"))
+            try await route([], [quick]) { address, router in
+                slow.conduct(.isSilent)
+                try await router.add(.decoder, url: slow.url)
+                // Its look takes five seconds; meanwhile the other one fails, and is seen to be well again.
+                try await Task.sleep(for: .milliseconds(100))
+                quick.conduct(.breaksOff)
+                let failed = try await post(#"{"prompt": "x"}"#, to: address)
+                #expect(failed.status == .badGateway)
+                quick.conduct(.answers)
+                let begin = ContinuousClock.now
+                try await seen(0, 1, address)
+                #expect(.now - begin < .seconds(4))
+                #expect(try await post(#"{"prompt": "x"}"#, to: address).status == .ok)
             }
         }
 
