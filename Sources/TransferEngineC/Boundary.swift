@@ -3,18 +3,28 @@ internal import CTransferEngine
 // From the caller's memory to values: the only places that look at what a pointer points to.
 
 /// A structure of the caller's, which begins with its size: newer callers may have longer ones, whose rest must be 0.
-func readSized<Value>(_ pointer: UnsafeRawPointer?, _ name: StaticString, as type: Value.Type)
-    throws(Failure) -> Value
-{
+/// - Parameter oldest: Bytes that the structure had in the first version, where it has grown since: what older callers do not
+///   have is 0.
+func readSized<Value: BitwiseCopyable>(
+    _ pointer: UnsafeRawPointer?, _ name: StaticString, as type: Value.Type, oldest: Int? = nil
+) throws(Failure) -> Value {
     guard let pointer else { throw Failure.isNull("\(name)") }
     let size = Int(pointer.loadUnaligned(as: UInt32.self))
     let known = MemoryLayout<Value>.size
-    guard size >= known else {
+    guard size >= oldest ?? known else {
         throw Failure(
             TE_EINVALID, "\(name).size is \(size) instead of \(known); initialise it with its macro")
     }
     guard size <= 4096 else {
         throw Failure(TE_EINVALID, "\(name).size is \(size), which no version has")
+    }
+    if size < known {
+        return withUnsafeTemporaryAllocation(of: Value.self, capacity: 1) { place in
+            let bytes = UnsafeMutableRawBufferPointer(place)
+            bytes.initializeMemory(as: UInt8.self, repeating: 0)
+            bytes.copyMemory(from: UnsafeRawBufferPointer(start: pointer, count: size))
+            return place[0]
+        }
     }
     guard UnsafeRawBufferPointer(start: pointer + known, count: size - known).allSatisfy({ $0 == 0 }) else {
         throw Failure(

@@ -47,6 +47,43 @@ static te_engine open_engine(uint32_t progress) {
   return engine;
 }
 
+// A program that was compiled when te_kv_config ended with quarantine_ns.
+static void older_callers(void) {
+  te_engine engine = open_engine(TE_PROGRESS_ADAPTIVE);
+  te_region region;
+  te_kv_role role;
+  te_kv_config config = TE_KV_CONFIG_INIT;
+  te_kv_group group = TE_KV_GROUP_INIT;
+  te_kv_layout layout = TE_KV_LAYOUT_INIT;
+  te_kv_rank rank = TE_KV_RANK_INIT;
+  te_kv_plane planes[LAYERS];
+  EXPECT(TE_OK, te_region_allocate(engine, BYTES, TE_REMOTE_WRITE, TE_ALL_NICS, 0, &region));
+  for (uint64_t layer = 0; layer < LAYERS; layer++) planes[layer] = (te_kv_plane){0, 0, layer * PAGES * PAGE, PAGE, PAGES};
+  group.heads = 4;
+  group.key_bytes = 64;
+  group.page_tokens = PAGE_TOKENS;
+  group.layers = all_layers;
+  group.layer_count = LAYERS;
+  layout.model = "m@1";
+  layout.element_type = "bf16";
+  layout.groups = &group;
+  layout.group_count = 1;
+  rank.engine = engine;
+  rank.regions = &region;
+  rank.region_count = 1;
+  rank.planes = planes;
+  rank.plane_count = LAYERS;
+  config.name = "older";
+  config.size = 39;
+  EXPECT(TE_EINVALID, te_kv_decoder_open(&config, &layout, &rank, 1, &role));
+  config.size = 40;
+  config.digests = 7;  // not the library's to read
+  EXPECT(TE_OK, te_kv_decoder_open(&config, &layout, &rank, 1, &role));
+  EXPECT(TE_OK, te_kv_close(role));
+  EXPECT(TE_OK, te_region_deregister(region));
+  EXPECT(TE_OK, te_engine_close(engine));
+}
+
 static te_kv_config quick(void) {
   te_kv_config config = TE_KV_CONFIG_INIT;
   config.name = "role";
@@ -385,6 +422,7 @@ static void misuse(void) {
 int main(void) {
   alarm(120);
   sizes();
+  older_callers();
   transfer();
   end_with_work();
   bad_roles();

@@ -19,7 +19,7 @@ struct KVSetup: Sendable {
         _ config: UnsafePointer<te_kv_config>?, _ layout: UnsafePointer<te_kv_layout>?,
         _ ranks: UnsafePointer<te_kv_rank>?, _ rankCount: UInt64
     ) throws(Failure) {
-        let config = try readSized(config, "config", as: te_kv_config.self)
+        let config = try readSized(config, "config", as: te_kv_config.self, oldest: 40)
         configuration = try KVConfiguration(config)
         closeTimeout =
             (config.cancel_timeout_ns > 0 ? config.cancel_timeout_ns : 5_000_000_000) + 1_000_000_000
