@@ -1,5 +1,5 @@
 # make demo | demo-kv | demo-weights | test | test-operations | fuzz | test-rdma | rdma-shell | sim | mutants | chaos | sanitize |
-# bench | bench-peers | bench-kv | bench-moe | bench-weights | bench-netns | bench-rdma | docs | format: each sets up what it
+# bench | report | test-report | bench-peers | bench-kv | bench-moe | bench-weights | bench-netns | bench-rdma | docs | format: each sets up what it
 # needs, then does its job. For C, Python and vLLM: dev/bindings.mk.
 SHELL := /bin/bash
 PACKAGES := libfabric-dev libfabric1 libibverbs-dev libibverbs1 ibverbs-providers libhwloc-dev libhwloc15 \
@@ -30,7 +30,7 @@ OPTIMISED_TESTS := .build/optimised/release/transfer-enginePackageTests.xctest -
 EXAMPLE := --scratch-path .build/examples --package-path examples
 
 .PHONY: setup model demo demo-kv demo-weights test test-weights test-conformance test-engine test-systems test-operations fuzz \
-  setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench bench-peers bench-kv bench-moe bench-weights bench-netns bench-rdma docs format lint clean
+  setup-rdma test-rdma rdma-shell sim mutants chaos sanitize bench report report-venv test-report bench-peers bench-kv bench-moe bench-weights bench-netns bench-rdma docs format lint clean
 
 setup:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -91,7 +91,7 @@ test: setup lint
 	$(TE) kv soak --seconds 30 --etcd --provider tcp
 	$(BUILD) $(EXAMPLE)/push && .build/examples/debug/push
 	$(BUILD) $(EXAMPLE)/prefill-decode && .build/examples/debug/prefill-decode
-	$(MAKE) test-c test-python
+	$(MAKE) test-c test-python test-report
 	$(MAKE) chaos SECONDS=60
 	$(MAKE) test-rdma
 
@@ -153,13 +153,27 @@ sanitize: setup
 	ASAN_OPTIONS=detect_leaks=0 IntegrationTests/chaos/run .build/address/debug/te-peer --seconds 20
 	dev/sanitize-threads
 
-# Beside the machine's limits; and instructions for each work request, counted by valgrind.
+# What is measured and simulated here, as JSON and as one HTML page in .build/report. ARGS="--quick", ARGS="--peers FILE".
+REPORT := .build/report/venv/bin/python
+report-venv: wheel
+	test -x $(REPORT) || python3 -m venv .build/report/venv
+	$(REPORT) -c 'import matplotlib, pytest' 2>/dev/null || $(REPORT) -m pip install -q matplotlib pytest
+	$(REPORT) -m pip install -q --no-index --no-deps --force-reinstall .build/wheel/*.whl
+
+report: PACKAGES += python3-venv
+report: report-venv
+	$(REPORT) Benchmarks/report/report --te $(TE) $(ARGS)
+
+# The page of recorded lines, then one of a short run in a headless browser.
+test-report: PACKAGES += python3-venv chromium
+test-report: report-venv
+	$(REPORT) -m pytest -q -p no:cacheprovider Benchmarks/report
+	$(REPORT) Benchmarks/report/report --te $(TE) --quick --output .build/report/quick
+	$(REPORT) Benchmarks/report/check .build/report/quick/report.html
+
+# Beside the machine's limits, into the report; and instructions for each work request, counted by valgrind.
 bench: PACKAGES += valgrind
-bench: $(TE)
-	$(TE) bench p2p --provider shm --against limits
-	$(TE) bench p2p --provider shm --against limits --caller-memory --tests write,paged
-	$(TE) bench p2p --provider tcp --against limits
-	$(TE) bench idle
+bench: report
 	$(RELEASE) --product verbs-host-cost
 	Tests/VerbsHostCost/run .build/release/verbs-host-cost
 
