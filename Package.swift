@@ -104,8 +104,8 @@ let package = Package(
         .target(
             name: "TransferEngineC",
             dependencies: [
-                "CTransferEngine", "TransferEngine", "KVCacheTransfer", "SharedMemoryProvider", "Platform",
-                "CPlatform", libfabric, verbs,
+                "CTransferEngine", "TransferEngine", "KVCacheTransfer", "ExpertParallel",
+                "SharedMemoryProvider", "Platform", "CPlatform", libfabric, verbs,
             ],
             exclude: ["exports.map"], swiftSettings: hot,
             linkerSettings: [

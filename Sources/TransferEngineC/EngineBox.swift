@@ -19,6 +19,8 @@ final class EngineBox: Sendable {
     let isClosing = Atomic<Bool>(false)
     /// Whether something that stands on the engine has taken its messages. Written while the registry is locked.
     let hasRole = Atomic<Bool>(false)
+    /// Exchanges of experts that stand on the engine.
+    let exchanges = Atomic<Int>(0)
     /// Calls that are inside. Raised while the registry is locked, so that none comes in once the engine has left it.
     let calls = Atomic<Int>(0)
     private let forks = tei_forks()
@@ -164,6 +166,10 @@ func refuseCallbacks() throws(Failure) {
         try registry.withLock { registry throws(Failure) in
             guard !box.hasRole.load(ordering: .relaxed) else {
                 throw Failure(TE_EBUSY, "a te_kv role stands on the engine; te_kv_close it first")
+            }
+            // pairs with the subtraction of the last exchange
+            guard box.exchanges.load(ordering: .acquiring) == 0 else {
+                throw Failure(TE_EBUSY, "an exchange stands on the engine; te_moe_close it first")
             }
             let isFirst = box.isClosing.compareExchange(
                 // pairs with the waits' loads

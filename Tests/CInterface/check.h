@@ -1,4 +1,4 @@
-// Checks that count, say where they fail, and go on.
+// Checks that count, say where they fail, and go on; in any thread.
 #ifndef CHECK_H
 #define CHECK_H
 #include <stdio.h>
@@ -8,10 +8,10 @@ static int failures, checks;
 
 #define CHECK(condition)                                                                  \
   do {                                                                                    \
-    checks += 1;                                                                          \
+    __atomic_fetch_add(&checks, 1, __ATOMIC_RELAXED);                                     \
     if (!(condition)) {                                                                   \
-      failures += 1;                                                                      \
-      fprintf(stderr, "%s:%d: %s; last error: %s\n", __FILE__, __LINE__, #condition, te_last_error()->message); \
+      __atomic_fetch_add(&failures, 1, __ATOMIC_RELAXED);                                 \
+      fprintf(stderr, "%s:%d: %s; last error: %s\n", __FILE__, __LINE__, #condition, te_last_error()->message);\
     }                                                                                     \
   } while (0)
 
@@ -19,12 +19,12 @@ static int failures, checks;
 #define EXPECT(expected, call)                                                            \
   do {                                                                                    \
     int32_t status_ = (call);                                                             \
-    checks += 1;                                                                          \
+    __atomic_fetch_add(&checks, 1, __ATOMIC_RELAXED);                                     \
     if (status_ != (expected) ||                                                          \
-        (status_ < 0 && (te_last_error()->code != status_ || !te_last_error()->message[0]))) { \
-      failures += 1;                                                                      \
+        (status_ < 0 && (te_last_error()->code != status_ || !te_last_error()->message[0]))) {\
+      __atomic_fetch_add(&failures, 1, __ATOMIC_RELAXED);                                 \
       fprintf(stderr, "%s:%d: %s is %s instead of %s: %s\n", __FILE__, __LINE__, #call,   \
-              te_status_name(status_), te_status_name(expected), te_last_error()->message); \
+              te_status_name(status_), te_status_name(expected), te_last_error()->message);\
     }                                                                                     \
   } while (0)
 

@@ -112,7 +112,7 @@ enum Rules {
         ],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "TransferEngineC": [
-            "CTransferEngine", "TransferEngine", "KVCacheTransfer", "Platform", "CPlatform",
+            "CTransferEngine", "TransferEngine", "KVCacheTransfer", "ExpertParallel", "Platform", "CPlatform",
             "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider",
         ],
         "te": [

@@ -510,13 +510,16 @@ PyMODINIT_FUNC PyInit__native(void) {
                         te_abi_version() >> 16, te_abi_version() & 0xFFFF, TE_ABI_MAJOR, TE_ABI_MINOR);
   PyObject *module = PyModule_Create(&definition);
   if (!module) return NULL;
-  if (PyModule_AddFunctions(module, te_py_operation_methods) || PyModule_AddFunctions(module, te_py_kv_methods))
+  if (PyModule_AddFunctions(module, te_py_operation_methods) || PyModule_AddFunctions(module, te_py_kv_methods) ||
+      PyModule_AddFunctions(module, te_py_moe_methods))
     return NULL;
   PyObject *memory = te_py_make_memory_type(module), *batch = te_py_make_batch_type(module);
-  if (!memory || !batch || PyModule_AddObjectRef(module, "Memory", memory) ||
-      PyModule_AddObjectRef(module, "Batch", batch))
+  PyObject *rows = te_py_make_rows_type(module);
+  if (!memory || !batch || !rows || PyModule_AddObjectRef(module, "Memory", memory) ||
+      PyModule_AddObjectRef(module, "Batch", batch) || PyModule_AddObjectRef(module, "Rows", rows))
     return NULL;
   Py_DECREF(memory);
+  Py_DECREF(rows);
   Py_DECREF(batch);
   return module;
 }

@@ -41,6 +41,8 @@ typedef int (*te_py_fill)(te_operation *operation, PyObject *const *arguments, P
 
 PyObject *te_py_make_memory_type(PyObject *module);
 PyObject *te_py_make_batch_type(PyObject *module);
+PyObject *te_py_make_rows_type(PyObject *module);
 extern PyMethodDef te_py_operation_methods[];
 extern PyMethodDef te_py_kv_methods[];
+extern PyMethodDef te_py_moe_methods[];
 #endif
