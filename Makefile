@@ -148,8 +148,8 @@ chaos: setup
 SANITIZED := TransferCoreTests|TransferEngineTests|SimulatedProviderTests|SimulationTests|ProviderConformanceTests
 sanitize: setup
 	$(BUILD) --build-tests --sanitize=address --scratch-path .build/address
-	LSAN_OPTIONS="suppressions=$$PWD/dev/lsan.supp" swift test --skip-build --disable-xctest --sanitize=address \
-	  --scratch-path .build/address --filter '$(SANITIZED)'
+	LSAN_OPTIONS="suppressions=$$PWD/dev/lsan.supp" .build/address/debug/transfer-enginePackageTests.xctest \
+	  --testing-library swift-testing --no-parallel --filter '$(SANITIZED)'
 	ASAN_OPTIONS=detect_leaks=0 IntegrationTests/chaos/run .build/address/debug/te-peer --seconds 20
 	dev/sanitize-threads
 
