@@ -187,6 +187,9 @@ public final class TransferEngine: @unchecked Sendable {
         }
         progressToken.store(0, ordering: .relaxed)
         group.owner = nil
+        // Handlers may have the engine, which would have them for ever.
+        group.messages.close()
+        group.hot.value.watchers = []
         releaseAll()
         for domain in 0..<group.domains.count { group.domains[domain].fabric.close() }
         host?.close()

@@ -84,6 +84,14 @@ extension DomainGroup {
         }
     }
 
+    /// Lets go of whoever was told, and of what nobody has got.
+    func close() {
+        unsafe handler = nil
+        isReady = nil
+        backlog = []
+        mayBeFull.value = false
+    }
+
     func open(_ handler: MessageHandler?, while isReady: (@Sendable () -> Bool)? = nil) {
         unsafe self.handler = handler
         self.isReady = isReady

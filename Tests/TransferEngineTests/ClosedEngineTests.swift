@@ -10,6 +10,12 @@ import Testing
     private struct Used: Sendable {
         typealias Operation = @Sendable () throws(TransferError) -> Void
 
+        nonisolated(unsafe) private static let firstPage: UnsafeMutablePointer<UInt32> = {
+            let numbers = UnsafeMutablePointer<UInt32>.allocate(capacity: 1)
+            numbers.initialize(to: 0)
+            return numbers
+        }()
+
         let engine: TransferEngine
         let other: TransferEngine
         let region: MemoryRegion
@@ -78,11 +84,9 @@ import Testing
         private func transfers() throws -> [(name: String, run: Operation)] {
             let group = try PeerGroup([remote])
             let digest = Digest.empty
-            // One page: the first.
-            let numbers = UnsafeMutablePointer<UInt32>.allocate(capacity: 1)
-            numbers.initialize(to: 0)
-            // SAFETY: one number, which nobody changes, and which stays.
-            nonisolated(unsafe) let pages = Pages(UnsafeBufferPointer(start: numbers, count: 1), stride: 4096)
+            // SAFETY: one page, the first, in memory that stays.
+            nonisolated(unsafe) let pages = Pages(
+                UnsafeBufferPointer(start: Self.firstPage, count: 1), stride: 4096)
             return [
                 (
                     "write",
@@ -190,6 +194,22 @@ import Testing
         #expect(throws: TransferError.self) { try used.engine.wait(for: used.waiting) }
         try used.engine.wait(for: used.complete)
         used.other.close()
+    }
+
+    /// Handlers that have the engine do not keep it once it is closed.
+    @Test(arguments: [Configuration.Progress.manual, .adaptive(spinNanoseconds: 1000)])
+    func aClosedEngineLetsGoOfItsHandlers(_ progress: Configuration.Progress) throws {
+        weak var seen: TransferEngine?
+        do {
+            let engine = try TransferEngine(Configuration(progress: progress))
+            seen = engine
+            let region = try engine.allocate(byteCount: 64)
+            try engine.receive { _, _ in _ = engine.id }
+            _ = try engine.watch(region, at: 0) { _, _ in _ = engine.id }
+            _ = try engine.expect(9, count: 1) { _ in _ = engine.id }
+            engine.close()
+        }
+        #expect(seen == nil)
     }
 
     /// Whoever waits when the engine closes is told, in every way of waiting.

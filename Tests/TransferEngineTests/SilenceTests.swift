@@ -117,7 +117,7 @@ import Testing
                 engine: EngineID(rawValue: 42), device: 0, index: 1, generation: 1, access: .remoteWrite,
                 length: 64, base: 4096, secret: 1, nics: [entry, entry]))
         for (number, nic) in nics.enumerated() {
-            nic.onPost = { requests in
+            nic.onPost = { [unowned nic] requests in
                 nic.completions = requests.map {
                     var completion = Completion(context: $0.context, count: 1, status: .peerLost)
                     completion.tag = $0.tag

@@ -51,8 +51,10 @@ final class ClusterRequest: @unchecked Sendable {
         if damaged > 0 { cluster.wrong(damaged, "\(decoder.node.name): free pages were written to") }
         decoder.open += 1
         let attempt = attempt
-        let isAsked = decoder.request(attempt, table, from: prefiller.node.number) { [self] in
-            take($0, attempt, table, decoder)
+        // A decoder that was killed keeps its handlers.
+        let isAsked = decoder.request(attempt, table, from: prefiller.node.number) {
+            [self, weak decoder] event in
+            if let decoder { take(event, attempt, table, decoder) }
         }
         guard isAsked else {
             give(table, decoder)
