@@ -150,7 +150,7 @@ sanitize: setup
 	$(BUILD) --build-tests --sanitize=address --scratch-path .build/address
 	LSAN_OPTIONS="suppressions=$$PWD/dev/lsan.supp" .build/address/debug/transfer-enginePackageTests.xctest \
 	  --testing-library swift-testing --no-parallel --filter '$(SANITIZED)'
-	ASAN_OPTIONS=detect_leaks=0 IntegrationTests/chaos/run .build/address/debug/te-peer --seconds 20
+	ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=8 IntegrationTests/chaos/run .build/address/debug/te-peer --seconds 20
 	dev/sanitize-threads
 
 # What is measured and simulated here, as JSON and as one HTML page in .build/report. ARGS="--quick", ARGS="--peers FILE".
