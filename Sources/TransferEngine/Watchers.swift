@@ -86,8 +86,7 @@ extension DomainGroup {
 
     /// Lets go of whoever was told, and of what nobody has got.
     func close() {
-        unsafe handler = nil
-        isReady = nil
+        open(nil)
         backlog = []
         mayBeFull.value = false
     }

@@ -10,6 +10,7 @@ import Testing
     private struct Used: Sendable {
         typealias Operation = @Sendable () throws(TransferError) -> Void
 
+        // SAFETY: one number, which nobody changes.
         nonisolated(unsafe) private static let firstPage: UnsafeMutablePointer<UInt32> = {
             let numbers = UnsafeMutablePointer<UInt32>.allocate(capacity: 1)
             numbers.initialize(to: 0)
