@@ -86,7 +86,7 @@ extension DomainGroup {
 
     /// Lets go of whoever was told, and of what nobody has got.
     func close() {
-        open(nil)
+        unsafe open(nil)
         backlog = []
         mayBeFull.value = false
     }
@@ -94,8 +94,11 @@ extension DomainGroup {
     func open(_ handler: MessageHandler?, while isReady: (@Sendable () -> Bool)? = nil) {
         unsafe self.handler = handler
         self.isReady = isReady
-        mayBeFull.value = isReady != nil || (unsafe handler == nil) && !backlog.isEmpty
-        guard let handler = unsafe handler else { return }
+        guard let handler = unsafe handler else {
+            mayBeFull.value = isReady != nil || !backlog.isEmpty
+            return
+        }
+        mayBeFull.value = isReady != nil
         let early = backlog
         backlog = []
         for (sender, bytes) in early { unsafe bytes.withUnsafeBytes { unsafe handler($0, sender) } }
