@@ -138,6 +138,13 @@ public struct KVTransferPlan: Sendable {
         }
     }
 
+    /// Whether nothing of a layer is written.
+    func isEmpty(layer: Int) -> Bool {
+        var isEmpty = true
+        forEachWrite(layer: layer) { if !lists[$0.list].targets.isEmpty { isEmpty = false } }
+        return isEmpty
+    }
+
     /// The digests of a layer, one for each tensor rank of the receiver.
     /// - Parameter digest: Computes that of one write.
     func digests(

@@ -18,14 +18,8 @@ struct DigestChecks {
             PageTable(pages: Array(0..<UInt32(request.span.end / format.pageTokens + 1)))
         }
         plan = try KVTransferPlan(mapping, request.span, sources: sources, targets: request.tables)
-        open = Set(
-            (0..<mapping.target.model.layerCount).filter { layer in
-                let stage = mapping.target.stage(ofLayer: layer) ?? 0
-                return (0..<mapping.target.tensorRanks).contains {
-                    mapping.count(
-                        request.span, targetRank: stage * mapping.target.tensorRanks + $0, layer: layer) > 0
-                }
-            })
+        let plan = plan
+        open = Set((0..<mapping.target.model.layerCount).filter { !plan.isEmpty(layer: $0) })
         if request.tail != nil { open.insert(nil) }
     }
 }
@@ -45,12 +39,14 @@ extension KVDecoder {
         compareIfThere(digests.layer, number)
     }
 
-    /// Something has arrived: compares what can be compared now.
-    func compareWhatIsThere(_ number: UInt64) {
-        for layer in requests[number]?.checks?.open ?? [] { compareIfThere(layer, number) }
+    /// All has arrived: compares what has not been, layer by layer and the tail last, so that one seed is one run.
+    func compareAll(_ number: UInt64) {
+        guard let open = requests[number]?.checks?.open else { return }
+        for layer in open.sorted(by: { $0 ?? .max < $1 ?? .max }) { compareIfThere(layer, number) }
     }
 
-    private func compareIfThere(_ layer: Int?, _ number: UInt64) {
+    /// Compares a layer, or the tail, if it can be compared now.
+    func compareIfThere(_ layer: Int?, _ number: UInt64) {
         guard let entry = requests[number], entry.machine.state == .waiting, let checks = entry.checks,
             let sent = checks.sent[layer], !checks.running.contains(layer), entry.hasArrived(layer)
         else { return }

@@ -75,21 +75,22 @@ extension KVDecoder {
             links[number]?.load = Int(clamping: heartbeat.number)
             links[number]?.isDraining = heartbeat.isDraining
         case .receipt(let receipt):
-            _ = hear(receipt.session, sender)
-            let key = SessionRequest(session: receipt.session, request: receipt.request)
-            guard let number = numbers[key], let entry = requests[number],
-                links[entry.link]?.peer.engine == sender
-            else { return }
+            guard let number = request(receipt.session, receipt.request, sender) else { return }
             apply(.receipt(isQuiet: receipt.isQuiet, receipt.reason), to: number)
         case .digests(let digests):
-            _ = hear(digests.session, sender)
-            let key = SessionRequest(session: digests.session, request: digests.request)
-            guard let number = numbers[key], let entry = requests[number],
-                links[entry.link]?.peer.engine == sender
-            else { return }
+            guard let number = request(digests.session, digests.request, sender) else { return }
             take(digests, number)
         case .hello, .prefill, .cancel, .goodbye: break
         }
+    }
+
+    /// Notes a sign of life, also in a session that is over; the request that a prefiller's message is about.
+    private func request(_ session: UInt64, _ request: UInt64, _ sender: EngineID) -> UInt64? {
+        _ = hear(session, sender)
+        guard let number = numbers[SessionRequest(session: session, request: request)],
+            let entry = requests[number], links[entry.link]?.peer.engine == sender
+        else { return nil }
+        return number
     }
 
     /// Notes a sign of life; the link when the session is its current one.

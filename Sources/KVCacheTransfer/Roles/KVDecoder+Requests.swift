@@ -172,11 +172,13 @@ extension KVDecoder {
             requests[number]?.missingLayers[layer, default: 1] -= 1
             let isCompared = entry.checks?.open.contains(layer) == true
             if requests[number]?.missingLayers[layer] == 0, !isCompared { entry.handler(.layer(layer)) }
+            compareIfThere(layer, number)
         }
-        let isLast = wait.step + 1 == wait.steps.count
-        if isLast { requests[number]?.missingRanks -= 1 }
-        compareWhatIsThere(number)
-        if isLast { endIfComplete(number) } else { expect(number, rank) }
+        guard wait.step + 1 == wait.steps.count else { return expect(number, rank) }
+        requests[number]?.missingRanks -= 1
+        guard requests[number]?.missingRanks == 0 else { return }
+        compareAll(number)
+        endIfComplete(number)
     }
 
     /// Lets the state machine decide, and does what it says.
