@@ -25,12 +25,9 @@ struct TraceArrow {
 }
 
 extension Trace {
-    /// What led to what among several engines: messages, by sender and number, and writes, by the engine that owns the region
-    /// and the immediate. A write belongs to the first wait for its immediate that ended after it had begun; there may be none,
-    /// and a wait without a deadline may be that of a later write, which only the counts would tell.
-    static func arrows(_ traces: [Trace]) -> [TraceArrow] { messages(traces) + writes(traces) }
-
-    private static func messages(_ traces: [Trace]) -> [TraceArrow] {
+    /// Messages, from who sent them to who got them: by sender and number.
+    /// - Complexity: O(events).
+    static func messages(_ traces: [Trace]) -> [TraceArrow] {
         struct Name: Hashable {
             var sender: EngineID
             var number: UInt32
@@ -57,8 +54,11 @@ extension Trace {
         return arrows
     }
 
-    private static func writes(_ traces: [Trace]) -> [TraceArrow] {
-        let offsets = clockOffsets(traces)
+    /// Writes, to the waits that they were for: by the engine that owns the region, and the immediate. A write belongs to the
+    /// first wait for its immediate that ended after it had begun; there may be none, and it may be that of a later write,
+    /// which only the counts would tell.
+    /// - Complexity: O(events).
+    static func writes(_ traces: [Trace], _ offsets: [ClockOffset]) -> [TraceArrow] {
         struct Wait {
             var end: TraceArrow.End
             var time: UInt64
@@ -86,6 +86,8 @@ extension Trace {
         var arrows: [TraceArrow] = []
         for (index, trace) in traces.enumerated() {
             var owners: [UInt64: EngineID] = [:]
+            // Waits that ended before the last write began: writes are in the order of time, too.
+            var over: [Counter: Int] = [:]
             for (place, event) in trace.events.enumerated() {
                 if event.kind == .attached { owners[event.second] = EngineID(rawValue: event.first) }
                 guard event.kind == .started, event.operation != .message, let immediate = event.immediate,
@@ -93,11 +95,15 @@ extension Trace {
                 else { continue }
                 let time = offsets[index].moved(trace.nanoseconds(of: event))
                 let counter = Counter(engine: owner, immediate: immediate)
-                guard let wait = waits[counter]?.first(where: { $0.time >= time }) else { continue }
+                guard let ended = waits[counter] else { continue }
+                var next = over[counter, default: 0]
+                while next < ended.count, ended[next].time < time { next += 1 }
+                over[counter] = next
+                guard next < ended.count else { continue }
                 arrows.append(
                     TraceArrow(
                         name: "immediate \(immediate)",
-                        from: TraceArrow.End(trace: index, event: place), to: wait.end))
+                        from: TraceArrow.End(trace: index, event: place), to: ended[next].end))
             }
         }
         return arrows

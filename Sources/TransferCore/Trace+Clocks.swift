@@ -30,6 +30,10 @@ extension Trace {
     /// - Returns: One offset for each trace, to the clock of the first.
     /// - Complexity: O(events).
     public static func clockOffsets(_ traces: [Trace]) -> [ClockOffset] {
+        clockOffsets(traces, messages(traces))
+    }
+
+    static func clockOffsets(_ traces: [Trace], _ messages: [TraceArrow]) -> [ClockOffset] {
         // Engines with one clock belong to one host.
         var hosts: [Trace] = []
         let host = traces.map { trace in
@@ -37,7 +41,7 @@ extension Trace {
             hosts.append(trace)
             return hosts.count - 1
         }
-        let shortest = shortestWays(traces, host)
+        let shortest = shortestWays(traces, messages, host)
         var offsets: [ClockOffset?] = hosts.map { _ in nil }
         if !hosts.isEmpty { offsets[0] = ClockOffset(nanoseconds: 0, source: .shared) }
         // From the first host on to all that talked with it, and to those that talked with them.
@@ -50,7 +54,7 @@ extension Trace {
                         let back = shortest[Way(from: to, to: from)]
                     else { continue }
                     var uncertainty = UInt64(max(0, there &+ back)) / 2
-                    if case .messages(let before) = known.source { uncertainty += before }
+                    if case .messages(let before) = known.source { uncertainty &+= before }
                     if uncertainty < best?.uncertainty ?? .max {
                         let nanoseconds = known.nanoseconds &+ (back &- there) / 2
                         best = (
@@ -78,29 +82,17 @@ extension Trace {
     }
 
     /// The least time between the sending of a message and its arrival, each by its own clock, from host to host.
-    private static func shortestWays(_ traces: [Trace], _ host: [Int]) -> [Way: Int64] {
-        struct Name: Hashable {
-            var sender: EngineID
-            var number: UInt32
-        }
-        var sent: [Name: (host: Int, time: UInt64)] = [:]
-        for (index, trace) in traces.enumerated() {
-            for event in trace.events where event.kind == .messageOut {
-                guard let number = event.messageNumber else { continue }
-                sent[Name(sender: trace.engine, number: number)] = (host[index], trace.nanoseconds(of: event))
-            }
+    private static func shortestWays(
+        _ traces: [Trace], _ messages: [TraceArrow], _ host: [Int]
+    ) -> [Way: Int64] {
+        func time(_ end: TraceArrow.End) -> UInt64 {
+            traces[end.trace].nanoseconds(of: traces[end.trace].events[end.event])
         }
         var shortest: [Way: Int64] = [:]
-        for (index, trace) in traces.enumerated() {
-            for event in trace.events where event.kind == .messageIn {
-                guard let number = event.messageNumber,
-                    let out = sent[Name(sender: EngineID(rawValue: event.second), number: number)],
-                    out.host != host[index]
-                else { continue }
-                let way = Way(from: out.host, to: host[index])
-                let time = Int64(bitPattern: trace.nanoseconds(of: event) &- out.time)
-                shortest[way] = min(shortest[way] ?? .max, time)
-            }
+        for message in messages where host[message.from.trace] != host[message.to.trace] {
+            let way = Way(from: host[message.from.trace], to: host[message.to.trace])
+            let length = Int64(bitPattern: time(message.to) &- time(message.from))
+            shortest[way] = min(shortest[way] ?? .max, length)
         }
         return shortest
     }

@@ -16,9 +16,12 @@ extension Trace {
             text += line
             isFirst = false
         }
-        let offsets = clockOffsets(traces)
+        let messages = messages(traces)
+        let offsets = clockOffsets(traces, messages)
         for (process, trace) in traces.enumerated() { trace.write(process + 1, offsets[process], emit) }
-        for (number, arrow) in arrows(traces).enumerated() { arrow.write(number + 1, traces, offsets, emit) }
+        for (number, arrow) in (messages + writes(traces, offsets)).enumerated() {
+            arrow.write(number + 1, traces, offsets, emit)
+        }
         return text + "\n]}\n"
     }
 
@@ -89,6 +92,7 @@ extension Trace {
     }
 }
 
+/// Microseconds with three digits behind the point.
 func microseconds(_ nanoseconds: UInt64) -> String {
     let rest = String(nanoseconds % 1000)
     return "\(nanoseconds / 1000)." + String(repeating: "0", count: 3 - rest.count) + rest

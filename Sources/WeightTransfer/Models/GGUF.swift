@@ -27,7 +27,9 @@ package struct GGUF {
         for _ in 0..<tensors {
             let name = try text()
             var shape: [Int] = []
-            for _ in 0..<(try take(4)) { shape.insert(try take(8), at: 0) }
+            let dimensions = try take(4)
+            guard dimensions <= 4 else { throw error("'\(name)' has \(dimensions) dimensions") }
+            for _ in 0..<dimensions { shape.insert(try take(8), at: 0) }
             let type = UInt32(try take(4))
             let offset = try take(8)
             guard offset <= bytes.count else { throw error("'\(name)' is behind the end") }
