@@ -5,12 +5,6 @@
 
 enum { MOST_RANKS = 256, MOST_GROUPS = 64 };
 
-#define NONE_OR_RAISE(status) \
-  do {                        \
-    if ((status) != TE_OK) return te_py_raise(); \
-    Py_RETURN_NONE;           \
-  } while (0)
-
 // Everything that was borrowed for a call.
 typedef struct {
   te_kv_group groups[MOST_GROUPS];

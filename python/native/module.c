@@ -28,12 +28,6 @@ static PyObject *set_error_maker(PyObject *module, PyObject *maker) {
   Py_RETURN_NONE;
 }
 
-#define NONE_OR_RAISE(status) \
-  do {                        \
-    if ((status) != TE_OK) return te_py_raise(); \
-    Py_RETURN_NONE;           \
-  } while (0)
-
 // MARK: Engines
 
 static int nic_of(PyObject *object, te_nic *nic) {

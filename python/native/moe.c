@@ -4,12 +4,6 @@
 
 #include "native.h"
 
-#define NONE_OR_RAISE(status) \
-  do {                        \
-    if ((status) != TE_OK) return te_py_raise(); \
-    Py_RETURN_NONE;           \
-  } while (0)
-
 // engine, then the fields of te_moe_config in their order
 static PyObject *moe_open(PyObject *module, PyObject *arguments) {
   te_moe_config c = TE_MOE_CONFIG_INIT;

@@ -17,6 +17,12 @@
     PyEval_RestoreThread(thread_);              \
   } while (0)
 
+#define NONE_OR_RAISE(status) \
+  do {                        \
+    if ((status) != TE_OK) return te_py_raise(); \
+    Py_RETURN_NONE;           \
+  } while (0)
+
 // Raises the exception of the thread's last error. Returns NULL.
 PyObject *te_py_raise(void);
 // The exception of the thread's last error, as an object.
