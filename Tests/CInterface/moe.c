@@ -217,6 +217,7 @@ static void misuse(void) {
     EXPECT(TE_EBADHANDLE, te_moe_combine_send(wrong[i], 0));
     EXPECT(TE_EBADHANDLE, te_moe_combine_receive(wrong[i], 0, sums, 0, &result));
     EXPECT(TE_EBADHANDLE, te_moe_missing(wrong[i], ranks, RANKS, &length));
+    EXPECT(TE_EBADHANDLE, te_moe_failure(wrong[i], 0));
     EXPECT(TE_EBADHANDLE, te_moe_close(wrong[i]));
   }
   EXPECT(TE_EINVALID, te_moe_address(exchange, buffer, sizeof buffer, NULL));
@@ -229,6 +230,8 @@ static void misuse(void) {
   addresses[1].bytes = NULL;
   EXPECT(TE_EINVALID, te_moe_connect(exchange, addresses, RANKS));
   EXPECT(TE_EINVALID, te_moe_missing(exchange, ranks, RANKS, NULL));
+  EXPECT(TE_EINVALID, te_moe_failure(exchange, RANKS));
+  EXPECT(TE_OK, te_moe_failure(exchange, RANKS - 1));
   EXPECT(TE_OK, te_moe_close(exchange));
   EXPECT(TE_OK, te_engine_close(engine));
 

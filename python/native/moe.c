@@ -251,6 +251,17 @@ static PyObject *moe_missing(PyObject *module, PyObject *argument) {
   return PyBytes_FromStringAndSize((const char *)ranks, (Py_ssize_t)(count * sizeof *ranks));
 }
 
+// exchange, rank. Raises what it was left out for.
+static PyObject *moe_failure(PyObject *module, PyObject *arguments) {
+  unsigned long long exchange;
+  unsigned int rank;
+  int32_t status;
+  (void)module;
+  if (!PyArg_ParseTuple(arguments, "KI", &exchange, &rank)) return NULL;
+  RELEASED(status, te_moe_failure(exchange, rank));
+  NONE_OR_RAISE(status);
+}
+
 static PyObject *moe_close(PyObject *module, PyObject *argument) {
   uint64_t exchange;
   int32_t status;
@@ -269,6 +280,7 @@ PyMethodDef te_py_moe_methods[] = {
     {"moe_combine_send", moe_combine_send, METH_VARARGS, NULL},
     {"moe_combine_receive", moe_combine_receive, METH_VARARGS, NULL},
     {"moe_missing", moe_missing, METH_O, NULL},
+    {"moe_failure", moe_failure, METH_VARARGS, NULL},
     {"moe_close", moe_close, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -140,6 +140,7 @@ def test_a_rank_that_is_gone_is_left_out():
     sums = numpy.zeros((2, HIDDEN), numpy.float32)
     assert exchanges[0].combine_receive(sums) == moe.Result(1, 1)
     assert exchanges[0].missing == (1,)
+    assert isinstance(exchanges[0].failure(1), te.PeerLost) and exchanges[0].failure(0) is None
     assert (sums[0] == 1).all() and (sums[1] == 2).all()
     engines[0].close()
 

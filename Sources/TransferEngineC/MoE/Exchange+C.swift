@@ -147,6 +147,16 @@ public func te_moe_missing(
 }
 
 @c @implementation
+public func te_moe_failure(_ exchange: te_moe_exchange, _ rank: UInt32) -> Int32 {
+    callExchange(exchange) { known throws(Failure) in
+        guard rank < known.exchange.configuration.ranks else {
+            throw Failure(TE_EINVALID, "rank \(rank) of \(known.exchange.configuration.ranks)")
+        }
+        if let failure = known.exchange.failure(of: Int(rank)) { throw Failure(failure) }
+    }
+}
+
+@c @implementation
 public func te_moe_close(_ exchange: te_moe_exchange) -> Int32 {
     callExchange(exchange) { known throws(Failure) in
         moeExchanges.withLock { $0.remove(exchange) }

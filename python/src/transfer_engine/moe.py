@@ -31,6 +31,7 @@ from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 from . import _native
 from .config import nanoseconds
 from .engine import Engine
+from .errors import TransferError
 from .memory import Region
 
 Rows = _native.Rows
@@ -199,6 +200,16 @@ class Exchange:
     def missing(self) -> Tuple[int, ...]:
         """The ranks that are left out."""
         return tuple(array.array("I", _native.moe_missing(self._handle)))
+
+    def failure(self, rank: int) -> Optional[TransferError]:
+        """Why a rank is left out; None for one that is not."""
+        if rank not in self.missing:
+            return None
+        try:
+            _native.moe_failure(self._handle, rank)
+        except TransferError as error:
+            return error
+        return None
 
     def close(self) -> None:
         """Ends it: nobody writes into its memory any more. Again is fine.

@@ -121,6 +121,8 @@ int32_t te_moe_combine_send(te_moe_exchange exchange, uint32_t batch);
 int32_t te_moe_combine_receive(te_moe_exchange exchange, uint32_t batch, void *sums, uint64_t stride, te_moe_result *result);
 /** The ranks that are left out; `count` is set even when there is no room for them (TE_EOUTOFRANGE). */
 int32_t te_moe_missing(te_moe_exchange exchange, uint32_t *ranks, uint64_t capacity, uint64_t *count);
+/** Why a rank is left out, as a function that has failed says it: its code, and te_last_error. TE_OK for a rank that is not. */
+int32_t te_moe_failure(te_moe_exchange exchange, uint32_t rank);
 /** Ends the exchange: nobody writes into its memory any more. Steps that have not ended are given up. */
 int32_t te_moe_close(te_moe_exchange exchange);
 
