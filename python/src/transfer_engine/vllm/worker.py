@@ -3,10 +3,8 @@ do not wait, and events."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.logger import init_logger
@@ -16,6 +14,7 @@ from ..engine import Engine
 from ..errors import TransferError
 from .layout import Cache
 from .messages import Ask, Offer, Progress, Step, pack_input, unpack_input
+from .processors import on_all_processors
 
 if TYPE_CHECKING:
     from .connector import Options
@@ -29,24 +28,12 @@ IDLE_WAIT = 0.001
 take a core from whoever computes them."""
 
 
-@contextlib.contextmanager
-def _on_all_processors() -> Iterator[None]:
-    """Threads that begin in here may run wherever the process may. vLLM has bound this thread to the processor that computes; an
-    engine's threads would inherit that, and wait there behind it."""
-    bound = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
-        yield
-    finally:
-        os.sched_setaffinity(0, bound)
-
-
 class DecodeWorker:
     """Asks prefillers for caches, and reports when they are there."""
 
     def __init__(self, cache: Cache, options: "Options") -> None:
         self._options = options
-        with _on_all_processors():
+        with on_all_processors():
             self._engine = Engine(f"{options.name} decode", nics=options.nics, timeout=options.timeout)
             self._decoder = kv.Decoder(
                 options.name, cache.layout, [cache.rank(self._engine, remote_write=True)], heartbeat=options.heartbeat,
@@ -131,7 +118,7 @@ class PrefillWorker:
 
     def __init__(self, cache: Cache, options: "Options") -> None:
         self._options = options
-        with _on_all_processors():
+        with on_all_processors():
             self._engine = Engine(f"{options.name} prefill", nics=options.nics, timeout=options.timeout)
             self._prefiller = kv.Prefiller(
                 options.name, cache.layout, [cache.rank(self._engine, remote_write=False)], heartbeat=options.heartbeat,
