@@ -52,8 +52,8 @@ public struct ExpertConfiguration: Hashable, Sendable {
     /// Bytes that a micro-batch may use on this rank; nil is room for balanced routing and half as much again. What does not
     /// fit is exchanged in several passes.
     public var memoryBudget: Int?
-    /// Turns of a waiting call, some 0.3 microseconds each, before it offers the processor to others in every further turn. Few
-    /// where there are more ranks than processors. Ranks may differ.
+    /// Turns of a waiting call, some 0.3 microseconds each, before it offers the processor to others in every further turn, and
+    /// later sleeps, up to a millisecond at a time. Few where there are more ranks than processors. Ranks may differ.
     public var spins = 1000
     /// How long a rank that lives may keep others waiting. A rank that has died is noticed by the engine's `Liveness`.
     public var deadline = Duration.seconds(30)

@@ -200,15 +200,35 @@ public final class ExpertExchange {
     }
 
     /// Calls `body` until it has something, and makes progress meanwhile. What it waits for has deadlines of its own.
+    ///
+    /// It spins, then offers the processor to others, and then sleeps, an eighth of what it has waited at a time: several ranks
+    /// on one processor that only offer it to each other keep the one from working that all of them wait for.
     func wait<T>(_ body: () throws(TransferError) -> T?) throws(TransferError) -> T {
         var turns = 0
+        var start: UInt64 = 0
         while true {
             if let result = try body() { return result }
             if isManual { engine.progress() }
             turns += 1
-            if turns > configuration.spins { sched_yield() } else { te_cpu_relax() }
+            guard turns > configuration.spins else {
+                te_cpu_relax()
+                continue
+            }
+            let now = clock.nowNanoseconds
+            if start == 0 { start = max(1, now) }
+            let waited = now &- min(now, start)
+            // With manual progress nobody else moves the engine meanwhile.
+            guard !isManual, waited > Self.yieldNanoseconds else {
+                sched_yield()
+                continue
+            }
+            usleep(UInt32(min(waited / 8000, Self.longestSleep)))
         }
     }
+    /// How long a wait offers the processor before it sleeps.
+    static let yieldNanoseconds: UInt64 = 100_000
+    /// Microseconds.
+    static let longestSleep: UInt64 = 1000
 }
 
 /// What an exchange has done: for tests, benchmarks and metrics.
