@@ -124,7 +124,7 @@ private final class ControlFuzz: @unchecked Sendable {
                     // A writer may use all that the descriptor says.
                     mapping.base.storeBytes(of: 1, toByteOffset: FuzzMemory.length - 1, as: UInt8.self)
                     attachAgain(remote, peer)
-                    peer.detach(index: 1, generation: 2)
+                    peer.detach(mappedAt: UInt(bitPattern: mapping.base))
                 }
             } catch {}
             let ring = try peer.openRing()
@@ -139,7 +139,7 @@ private final class ControlFuzz: @unchecked Sendable {
         longer.length = 100_000
         guard let mapping = try? peer.attach(longer).mapping else { return }
         mapping.base.storeBytes(of: 1, toByteOffset: 99_999, as: UInt8.self)
-        peer.detach(index: 1, generation: 2)
+        peer.detach(mappedAt: UInt(bitPattern: mapping.base))
     }
 
     private func serve() {

@@ -90,6 +90,21 @@ public import TransferCore
     }
 }
 
+/// Which file a descriptor is of, as long as somebody has the file open or mapped.
+public struct FileIdentity: Hashable, Sendable {
+    private let device: UInt64
+    private let inode: UInt64
+
+    /// Of an open file.
+    public init(of file: Int32) {
+        var status = stat()
+        // For an open file this cannot fail.
+        _ = unsafe fstat(file, &status)
+        device = UInt64(status.st_dev)
+        inode = UInt64(status.st_ino)
+    }
+}
+
 /// The system's text for an error number.
 public func errorText(_ number: Int32) -> String {
     guard let text = unsafe strerror(number) else { return "error \(number)" }

@@ -143,7 +143,7 @@ public final class SharedMemoryDomain: FabricDomain {
 
     public func releaseImport(_ key: ImportedKey) {
         if key.mappedBytes > 0 {
-            peers[key.peer].connection?.detach(index: key.index, generation: key.generation)
+            peers[key.peer].connection?.detach(mappedAt: key.mapping)
         }
         release(key.peer)
     }

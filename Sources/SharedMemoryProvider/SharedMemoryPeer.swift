@@ -14,14 +14,16 @@ final class SharedMemoryPeer: Sendable {
     let mayWriteProcess: Bool
     private let pageMapping: SharedMapping
 
-    /// A mapped region, used by all domains of the engine that attached to it.
+    /// A mapped memory file, used by all domains of the engine that attached to a region in it. A region that was revoked and
+    /// granted anew is another region in the same file: mapping gigabytes takes about as long as filling them.
     struct Mapped {
         var mapping: SharedMapping
+        var file: FileIdentity
         var users: Int
     }
     private struct State {
         var socket: Int32
-        var mappings: [UInt64: Mapped] = [:]
+        var mappings: [Mapped] = []
         /// Seats in the peer's page that no domain uses.
         var freeSeats: [UInt32] = []
     }
@@ -73,8 +75,8 @@ final class SharedMemoryPeer: Sendable {
 
     func close() {
         state.withLock {
-            for mapped in $0.mappings.values { mapped.mapping.unmap() }
-            $0.mappings = [:]
+            for mapped in $0.mappings { mapped.mapping.unmap() }
+            $0.mappings = []
             if $0.socket >= 0 { Glibc.close($0.socket) }
             $0.socket = -1
         }
@@ -132,32 +134,32 @@ final class SharedMemoryPeer: Sendable {
                     .outOfRange, "the descriptor claims more bytes than region \(remote.index) has")
             }
             guard let file = files.first else { return (nil, reply.address) }
-            let name = UInt64(remote.generation) << 32 | UInt64(remote.index)
-            if var known = state.mappings[name] {
-                Glibc.close(file)
-                guard known.mapping.byteCount >= Int(remote.length) else {
-                    throw TransferError(.outOfRange, "region \(remote.index) was shorter when it was mapped")
-                }
-                known.users += 1
-                state.mappings[name] = known
-                return (known.mapping, reply.address)
-            }
             defer { Glibc.close(file) }
+            let identity = FileIdentity(of: file)
+            if let known = state.mappings.firstIndex(where: {
+                $0.file == identity && $0.mapping.byteCount >= Int(reply.length)
+            }) {
+                state.mappings[known].users += 1
+                return (state.mappings[known].mapping, reply.address)
+            }
             let mapping = try SharedMapping.map(
-                file: file, byteCount: Int(reply.length), isPopulated: reply.isPopulated != 0)
-            state.mappings[name] = Mapped(mapping: mapping.withoutFile, users: 1)
+                file: file, byteCount: Int(reply.length), isPopulated: reply.isPopulated != 0
+            ).withoutFile
+            state.mappings.append(Mapped(mapping: mapping, file: identity, users: 1))
             return (mapping, reply.address)
         }
     }
 
-    /// Ends one `attach` of a mapped region.
-    func detach(index: UInt32, generation: UInt32) {
-        let name = UInt64(generation) << 32 | UInt64(index)
-        state.withLock {
-            guard var known = $0.mappings[name] else { return }
-            known.users -= 1
-            $0.mappings[name] = known.users > 0 ? known : nil
-            if known.users == 0 { known.mapping.unmap() }
+    /// Ends one `attach` of a region that is mapped at `address`.
+    func detach(mappedAt address: UInt) {
+        state.withLock { state in
+            guard
+                let known = state.mappings.firstIndex(where: {
+                    UInt(bitPattern: unsafe $0.mapping.base) == address
+                })
+            else { return }
+            state.mappings[known].users -= 1
+            if state.mappings[known].users == 0 { state.mappings.remove(at: known).mapping.unmap() }
         }
     }
 

@@ -55,6 +55,45 @@ import TransferCore
         return count
     }
 
+    /// What was revoked and granted anew is another region in the same memory: whoever still has the old one attached gets the
+    /// mapping that there is, and can write into the new one only.
+    @Test func memoryThatIsGrantedAnewStaysMapped() throws {
+        let (owner, writer) = (try engine("owner"), try engine("writer"))
+        defer {
+            writer.close()
+            owner.close()
+        }
+        let granted = try owner.allocate(byteCount: 1 << 20, access: .remoteWrite)
+        let other = try owner.allocate(byteCount: 1 << 20, access: .remoteWrite)
+        let source = try writer.allocate(byteCount: 4096)
+        let before = mappings(of: "te-region")
+        let old = try writer.attach(owner.descriptor(of: granted))
+        #expect(mappings(of: "te-region") == before + 1)
+        let anew = try owner.revoke(granted)
+        let new = try writer.attach(owner.descriptor(of: anew))
+        #expect(mappings(of: "te-region") == before + 1)
+        // Another region is other memory.
+        let elsewhere = try writer.attach(owner.descriptor(of: other))
+        #expect(mappings(of: "te-region") == before + 2)
+        source.baseAddress.storeBytes(of: 0x5EED, as: UInt32.self)
+        let stale = try writer.write(from: source, byteCount: 4, to: old, immediate: 5)
+        try drive([writer, owner]) { !writer.isPending(stale) }
+        guard case .failed(let error) = writer.status(of: stale) else {
+            Issue.record("a write into what was revoked")
+            return
+        }
+        #expect(error.code == .staleRegion)
+        try writer.detach(old)
+        #expect(mappings(of: "te-region") == before + 2)
+        try writer.write(from: source, byteCount: 4, to: new, immediate: 6)
+        try drive([writer, owner]) { owner.count(of: 6) == 1 }
+        #expect(anew.baseAddress.load(as: UInt32.self) == 0x5EED && owner.count(of: 5) == 0)
+        try writer.detach(new)
+        #expect(mappings(of: "te-region") == before + 1)
+        try writer.detach(elsewhere)
+        #expect(mappings(of: "te-region") == before)
+    }
+
     /// What the owner sees of a process that is killed in the middle of a copy: the end of its connection.
     @Test func aWriterThatDiesInsideLeaves() throws {
         let survivor = try engine("survivor")

@@ -100,7 +100,7 @@ final class TrainerRun {
         }
         do throws(TransferError) {
             targets[rank] = ReceiverSlot(
-                memory: try engine.attach(descriptor, as: .bulk),
+                memory: try trainer.attach(descriptor, of: rank),
                 data: Immediate(truncatingIfNeeded: message.first),
                 entries: Immediate(truncatingIfNeeded: message.first >> 32), activeVersion: message.second)
         } catch { fail("receiver \(rank): \(error)") }
@@ -110,7 +110,9 @@ final class TrainerRun {
     func close() {
         trainer.giveBackStaging(staging, isQuiet: status == .done)
         try? engine.end(lease, isQuiet: true)
-        for (_, target) in targets.sorted(by: { $0.key < $1.key }) { try? engine.detach(target.memory) }
+        for (rank, target) in targets.sorted(by: { $0.key < $1.key }) {
+            trainer.keep(target.memory, of: rank)
+        }
         targets = [:]
     }
 
@@ -152,6 +154,7 @@ final class TrainerRun {
             return true
         }
         guard targets.count == receivers.count else { return false }
+        trainer.letGo(except: receivers)
         var isBusy = reap()
         if isCancelled { return true }
         var bytes = 0

@@ -30,6 +30,9 @@ public final class WeightTrainer {
     private var deliveredVersion: UInt64 = 0
     private var newestAttempt: UInt32 = 0
     private var staging: MemoryRegion?
+    /// Slots that receivers had granted and have revoked since. What is granted next lies in the same memory, which stays
+    /// mapped on a host that way.
+    private var kept: [Int32: [RemoteMemory]] = [:]
     /// What the version that is served everywhere was made of.
     var served: (version: UInt64, records: [TaskName: ArrivalRecord]) = (0, [:])
     /// The version that the controller has said is served; nil before the first.
@@ -140,6 +143,28 @@ public final class WeightTrainer {
     /// - Parameter isQuiet: Whether nobody writes into it any more; otherwise that right ends here.
     func giveBackStaging(_ region: MemoryRegion, isQuiet: Bool) {
         if isQuiet, staging == nil { staging = region } else { try? engine.deregister(region) }
+    }
+
+    /// Attaches what a receiver has granted, and lets go of what it had granted for the same slot: it has two.
+    func attach(_ descriptor: RemoteRegion, of receiver: Int32) throws(TransferError) -> RemoteMemory {
+        let memory = try engine.attach(descriptor, as: .bulk)
+        var old = kept[receiver, default: []]
+        while let first = old.first, old.count > 1 || first.engine != memory.engine {
+            try? engine.detach(first)
+            old.removeFirst()
+        }
+        kept[receiver] = old
+        return memory
+    }
+
+    func keep(_ memory: RemoteMemory, of receiver: Int32) { kept[receiver, default: []].append(memory) }
+
+    /// Lets go of what receivers had granted that take no part any more.
+    func letGo(except receivers: Set<Int32>) {
+        for (receiver, memories) in kept.sorted(by: { $0.key < $1.key }) where !receivers.contains(receiver) {
+            for memory in memories { try? engine.detach(memory) }
+            kept[receiver] = nil
+        }
     }
 
     func address(of trainer: Int) -> EngineAddress? { peers[trainer] }
