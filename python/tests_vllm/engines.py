@@ -96,6 +96,10 @@ class Engine:
         return message
 
     def ask(self, request, tokens, count=16, params=None):
+        while self._pipe.poll(0):  # answers that nobody waits for would fill the pipe, and the engine would stop
+            message = self._receive(0)
+            if message[0] == "done":
+                self._done[message[1]] = message[2:]
         self._pipe.send(("add", request, tokens, count, params))
 
     def abort(self, request):

@@ -70,6 +70,20 @@ def test_a_request_waits_for_its_decoder_but_not_for_ever(prefill):
     assert prefill.may_begin(request("local", 40))
 
 
+@pytest.mark.parametrize("began", [False, True])
+def test_an_offer_that_comes_after_the_end_is_refused(prefill, began):
+    one = remote("r", 40)
+    if began:
+        prefill._clock.now += 20
+        prefill.may_begin(one)
+        prefill.allocated(one)
+    prefill.finished(one, not began)
+    offer(prefill, 40)
+    assert build(prefill).refused == {"t": "the prefiller's request has ended"}
+    offer(prefill, 40, "another")
+    assert build(prefill).refused == {} and prefill.may_begin(remote("s", 40, "another"))
+
+
 def test_chunks_follow_each_other_and_the_last_one_fills_its_block(prefill):
     one = remote("r", 100)
     offer(prefill, 100)

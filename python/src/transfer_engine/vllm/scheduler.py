@@ -13,6 +13,9 @@ from .messages import Ask, Chunk, Offer, Progress, Step, prompt_digest
 
 __all__ = ["DecodeScheduler", "PrefillScheduler"]
 
+ENDED_TRANSFERS = 4096
+"""So many transfers are remembered whose requests have ended before a decoder asked for them."""
+
 logger = init_logger(f"vllm.{__name__}")  # so that vLLM's configuration holds for it
 
 
@@ -87,6 +90,8 @@ class PrefillScheduler:
         self._pushed: Dict[str, _Pushed] = {}
         self._aborted: List[str] = []
         self._refused: Dict[str, str] = {}
+        # Transfers whose requests have ended before a decoder asked, the oldest first: it need not wait until it gives up.
+        self._ended: Dict[str, None] = {}
 
     def may_begin(self, request: Any) -> bool:
         """Whether a request need not wait any more for its decoder."""
@@ -163,14 +168,23 @@ class PrefillScheduler:
                 self._aborted.append(identity)
             else:
                 self._refused[pushed.transfer] = "the prefiller's request has ended"
-        elif transfer is not None and self._offers.pop(transfer, None) is not None:
-            self._refused[transfer] = "the prefiller's request has ended"
+        elif transfer is not None and pushed is None:
+            if self._offers.pop(transfer, None) is not None:
+                self._refused[transfer] = "the prefiller's request has ended"
+            else:
+                self._ended[transfer] = None
+                if len(self._ended) > ENDED_TRANSFERS:
+                    del self._ended[next(iter(self._ended))]
         if not params_of(request).get("do_remote_decode"):
             return holds, None
         return holds, {"prefiller": base64.b64encode(self.address).decode()}
 
     def heard(self, progress: Progress) -> None:
         """News of the worker."""
-        self._offers.update(progress.offers)
+        for transfer, offer in progress.offers.items():
+            if transfer in self._ended:
+                self._refused[transfer] = "the prefiller's request has ended"
+            else:
+                self._offers[transfer] = offer
         for transfer in progress.withdrawn:
             self._offers.pop(transfer, None)
