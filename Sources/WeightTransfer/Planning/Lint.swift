@@ -33,6 +33,8 @@ extension Plan {
     /// - Complexity: O(tasks log tasks + writes).
     public func lint(limit: Int = 5) -> [LintFinding] {
         let linter = Linter(plan: self, limit: limit)
+        linter.checkBounds()
+        guard linter.findings.isEmpty else { return linter.findings }
         linter.checkStructure()
         guard linter.findings.isEmpty else { return linter.findings }
         linter.checkCoverage()
@@ -41,6 +43,14 @@ extension Plan {
         linter.checkWatermark()
         linter.checkOrder()
         linter.checkBalance()
+        return linter.findings
+    }
+
+    /// What makes a plan that was read from a file unfit for anything but `lint`: whoever computes with it relies on these.
+    package func malformations() -> [LintFinding] {
+        let linter = Linter(plan: self, limit: 1)
+        linter.checkBounds()
+        if linter.findings.isEmpty { linter.checkStructure() }
         return linter.findings
     }
 
