@@ -129,6 +129,10 @@ import Testing
         try expect(.region, "is at byte") { $0.inference.targets[0].replicas[0].offset = .min }
         try expect(.coverage, "is outside of") { $0.tasks[0].box.endColumn = Int32.max }
         try expect(.source, "takes") { $0.pieces[0].box.endRow = Int32.max }
+        try expect(.malformed, "more bytes are moved than") { plan in
+            plan.model.tensors[0].shape = [1 << 30, 1 << 30]
+            plan.gathers = [PlanGather(tensor: 0, ranks: [0, 1, 2, 3])]
+        }
         var plan = try plan()
         #expect(plan.malformations().isEmpty)
         plan.tasks[0].target = 99

@@ -484,17 +484,28 @@ def test_between_processes():
 def test_one_thread_at_a_time_is_inside():
     with te.Engine("alone") as engine, weights.Endpoint(engine, weights.Plan(MODEL, "fsdp=1", "tp=1")) as endpoint:
         receiver = weights.Receiver(endpoint, 0)
-        waiter = threading.Thread(target=lambda: pytest.raises(te.TimedOut, receiver.wait, 1, 1.0))
+        is_over = threading.Event()
+
+        def wait():
+            while not is_over.is_set():
+                try:
+                    receiver.wait(1, 0.5)
+                except (te.TimedOut, te.Busy):  # we may be inside ourselves
+                    continue
+
+        waiter = threading.Thread(target=wait)
         waiter.start()
-        found = None
-        while waiter.is_alive() and found is None:
+        found, end = None, time.monotonic() + PATIENCE
+        while found is None and time.monotonic() < end:
             try:
                 endpoint.poll()
             except te.Busy as error:
                 found = error
         # The wait has released the GIL, or we were not here; and readers are let in.
-        assert found is not None and waiter.is_alive() and receiver.version == 0
+        assert found is not None and receiver.version == 0
+        is_over.set()
         waiter.join(20)
+        assert not waiter.is_alive()
 
 
 def test_a_wait_ends_with_a_signal():

@@ -36,6 +36,24 @@ extension Linter {
         }
     }
 
+    /// Sums of bytes are numbers, too. The structure has to be right.
+    func checkSums() {
+        var total = 0
+        func add(_ bytes: Int, times: Int = 1) {
+            let (product, isLarge) = bytes.multipliedReportingOverflow(by: times)
+            let (sum, isLarger) = total.addingReportingOverflow(product)
+            total = isLarge || isLarger ? .max : sum
+        }
+        for task in plan.tasks {
+            add(plan.outputBytes(of: task) + plan.scaleBytes(of: task), times: Int(task.writes.count))
+            for piece in plan.pieces[task.pieces.indices] { add(plan.bytes(of: piece, task)) }
+        }
+        for gather in plan.gathers {
+            add(plan.model.tensors[Int(gather.tensor)].byteCount, times: gather.ranks.count)
+        }
+        if total > 1 << 60 { note(.malformed, "more bytes are moved than any memory has") }
+    }
+
     private func check(_ target: Target) {
         let bytes = (target.shape + [target.type.byteCount]).product
         guard let bytes, bytes <= Self.most else {
