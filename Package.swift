@@ -104,7 +104,7 @@ let package = Package(
         .target(
             name: "TransferEngineC",
             dependencies: [
-                "CTransferEngine", "TransferEngine", "KVCacheTransfer", "ExpertParallel",
+                "CTransferEngine", "TransferEngine", "KVCacheTransfer", "ExpertParallel", "WeightTransfer",
                 "SharedMemoryProvider", "Platform", "CPlatform", libfabric, verbs,
             ],
             exclude: ["exports.map"], swiftSettings: hot,

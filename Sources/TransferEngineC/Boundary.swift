@@ -73,8 +73,45 @@ func write(
     guard UInt64(bytes.count) <= capacity else {
         throw Failure(TE_EOUTOFRANGE, "\(bytes.count) bytes for a buffer of \(capacity)")
     }
-    guard let buffer else { throw Failure.isNull("buffer") }
+    guard buffer != nil || bytes.isEmpty else { throw Failure.isNull("buffer") }
     UnsafeMutableRawBufferPointer(start: buffer, count: bytes.count).copyBytes(from: bytes)
+}
+
+/// Copies ranks out, and says how many there are even when there is not enough room.
+func write(
+    ranks: [Int], _ buffer: UnsafeMutablePointer<UInt32>?, _ capacity: UInt64,
+    _ count: UnsafeMutablePointer<UInt64>?
+) throws(Failure) {
+    try place(count, "count").pointee = UInt64(ranks.count)
+    guard UInt64(ranks.count) <= capacity else {
+        throw Failure(TE_EOUTOFRANGE, "\(ranks.count) ranks for room for \(capacity)")
+    }
+    guard !ranks.isEmpty else { return }
+    let buffer = try place(buffer, "ranks")
+    for (index, rank) in ranks.enumerated() { buffer[index] = UInt32(rank) }
+}
+
+/// Writes structures that begin with their size, as far apart as the first one of the caller's says, and says how many there are
+/// even when there is not enough room.
+func write<Element: BitwiseCopyable>(
+    _ list: UnsafeMutablePointer<Element>?, _ capacity: UInt64, _ count: UnsafeMutablePointer<UInt64>?,
+    _ name: StaticString, _ elements: [Element]
+) throws(Failure) {
+    try place(count, "count").pointee = UInt64(elements.count)
+    guard UInt64(elements.count) <= capacity else {
+        throw Failure(TE_EOUTOFRANGE, "\(elements.count) \(name) for room for \(capacity)")
+    }
+    guard !elements.isEmpty else { return }
+    _ = try readSized(list, name, as: Element.self)
+    let first = UnsafeMutableRawPointer(try place(list, name))
+    let stride = first.loadUnaligned(as: UInt32.self)
+    for (index, element) in elements.enumerated() {
+        let place = first + index * Int(stride)
+        withUnsafeBytes(of: element) {
+            place.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(place), byteCount: $0.count)
+        }
+        place.storeBytes(of: stride, as: UInt32.self)
+    }
 }
 
 /// The duration of a timeout; nil is the engine's default.

@@ -43,14 +43,36 @@ final class EngineBox: Sendable {
 
     var handle: UInt64 { Handle(.engine, slot: slot, index: 0, serial: serial).bits }
 
-    /// Refuses child processes, and with manual progress a second thread.
-    func admit() throws(Failure) {
+    /// Gives the engine's messages to something that stands on it. While the registry is locked.
+    func takeMessages() throws(Failure) {
+        // pairs with the exchange in te_engine_close
+        guard !isClosing.load(ordering: .acquiring) else { throw Failure.badHandle(handle, .engine) }
+        guard hasRole.exchange(true, ordering: .relaxed) == false else {
+            throw Failure(TE_EBUSY, "the engine has a role already; open an engine for each")
+        }
+    }
+
+    /// Messages are the interface's again.
+    func giveBackMessages() {
+        try? engine.receive(while: { [events] in events.hasRoomForMessages }) { [events] bytes, sender in
+            events.push(message: Array(bytes), from: sender.rawValue)
+        }
+        hasRole.store(false, ordering: .relaxed)
+    }
+
+    /// Refuses child processes.
+    func refuseChildren() throws(Failure) {
         guard forks == tei_forks() else {
             throw Failure(
                 TE_EWRONGTHREAD,
                 "the engine was opened before fork() and belongs to the parent process; open one in the child"
             )
         }
+    }
+
+    /// Refuses child processes, and with manual progress a second thread.
+    func admit() throws(Failure) {
+        try refuseChildren()
         guard isManual else { return }
         let me = PlatformThread.token
         if owner.load(ordering: .relaxed) != me {
@@ -165,7 +187,8 @@ func refuseCallbacks() throws(Failure) {
         defer { box.dismiss() }
         try registry.withLock { registry throws(Failure) in
             guard !box.hasRole.load(ordering: .relaxed) else {
-                throw Failure(TE_EBUSY, "a te_kv role stands on the engine; te_kv_close it first")
+                throw Failure(
+                    TE_EBUSY, "a te_kv role or a te_weights endpoint stands on the engine; close that first")
             }
             // pairs with the subtraction of the last exchange
             guard box.exchanges.load(ordering: .acquiring) == 0 else {

@@ -50,6 +50,8 @@ public struct ParallelInference: Hashable, Sendable {
     /// - Throws: `invalidArgument` where the numbers do not fit the model.
     /// - Complexity: O(parameters times ranks that hold them).
     public func layout(of model: ModelDescription) throws(TransferError) -> InferenceLayout {
+        try ParallelismText.checkRanks([tensor, replicas])
+        try ParallelismText.checkRanks([expert, replicas])
         guard expert == 1 || expert % tensor == 0 else {
             throw TransferError(
                 .invalidArgument, "ep=\(expert) is not a multiple of tp=\(tensor); choose one that is")

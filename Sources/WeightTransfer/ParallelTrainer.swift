@@ -58,6 +58,7 @@ public struct ParallelTrainer: Hashable, Sendable {
     /// The layout of a model.
     /// - Throws: `invalidArgument` where the numbers do not fit the model, for example experts that do not divide.
     public func layout(of model: ModelDescription) throws(TransferError) -> TrainerLayout {
+        try ParallelismText.checkRanks([fsdp, replicas, tensor, pipeline, expert])
         let names = model.tensors.map { ParameterName($0.name) }
         let layers = (names.compactMap(\.layer).max() ?? -1) + 1
         let experts = (names.compactMap(\.expert).max() ?? -1) + 1
@@ -137,6 +138,16 @@ enum ParallelismText {
             result.append((String(sides[0]), value))
         }
         return result
+    }
+
+    /// Most ranks of a side.
+    static let ranks = 65_536
+
+    static func checkRanks(_ factors: [Int]) throws(TransferError) {
+        guard let count = factors.product, (1...ranks).contains(count) else {
+            throw TransferError(
+                .invalidArgument, "there are 1 to \(ranks) ranks, not as many as \(factors) make")
+        }
     }
 
     static func unknown(_ key: String, _ known: [String]) -> TransferError {

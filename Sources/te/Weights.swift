@@ -29,7 +29,6 @@ struct WeightLayouts: ParsableArguments {
     var without: String?
 
     func plan() throws -> Plan {
-        let model = try Self.model(model)
         guard let policy = Plan.Policy(rawValue: policy) else {
             throw ValidationError("--policy takes direct or full-tensor.")
         }
@@ -39,53 +38,12 @@ struct WeightLayouts: ParsableArguments {
         var options = Planner.Options()
         options.policy = policy
         options.watermarkBytes = watermark << 20
-        options.taskBytes = min(options.taskBytes, options.watermarkBytes / 4)
         options.excluded = Set((without ?? "").split(separator: ",").compactMap { Int($0) })
-        return try Planner.plan(
-            model, from: ParallelTrainer(parsing: trainers).layout(of: model),
-            to: ParallelInference(parsing: inference).layout(of: model), options: options)
-    }
-
-    static func model(_ name: String) throws -> ModelDescription {
-        if let published = PublishedModel(rawValue: name) { return published.description }
-        if name.hasSuffix(".json") { return try ModelDescription(json: JSON(parsing: File.read(name))) }
-        if access(name, R_OK) == 0 {
-            return try ModelDescription(name: name, tensors: SafetensorsFiles(name).tensors)
-        }
-        let known = PublishedModel.allCases.map(\.rawValue).joined(separator: ", ")
-        throw ValidationError(
-            "no model '\(name)'; there are \(known), .json and safetensors files, and directories of those")
+        return try Planner.plan(model, from: trainers, to: inference, options: options)
     }
 }
 
-/// Whole files.
-enum File {
-    static func read(_ path: String, limit: Int = .max) throws(TransferError) -> [UInt8] {
-        let file = open(path, O_RDONLY | O_CLOEXEC)
-        guard file >= 0 else {
-            throw TransferError(.invalidArgument, "\(path) cannot be opened: error \(errno)")
-        }
-        defer { Glibc.close(file) }
-        var status = stat()
-        guard fstat(file, &status) == 0 else {
-            throw TransferError(.invalidArgument, "\(path): error \(errno)")
-        }
-        let size = min(limit, Int(status.st_size))
-        var count = 0
-        let bytes = [UInt8](unsafeUninitializedCapacity: size) { buffer, initialised in
-            while count < size, let base = buffer.baseAddress {
-                let got = Glibc.read(file, base + count, size - count)
-                guard got > 0 else { break }
-                count += got
-            }
-            initialised = count
-        }
-        guard count == size else {
-            throw TransferError(.invalidArgument, "\(path) ends after \(count) bytes")
-        }
-        return bytes
-    }
-
+extension File {
     static func write(_ bytes: [UInt8], to path: String) throws(TransferError) {
         let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
         guard file >= 0 else {

@@ -60,7 +60,7 @@ struct WeightsPush: ParsableCommand {
         options.watermarkBytes = 64 << 20
         options.taskBytes = 4 << 20
         // The shapes of the file, unless they are known.
-        let model = try WeightLayouts.model(model == "file" ? file ?? model : model)
+        let model = try ModelDescription(named: model == "file" ? file ?? model : model)
         let plan = try Planner.plan(
             model, from: ParallelTrainer(parsing: trainers).layout(of: model),
             to: ParallelInference(parsing: inference).layout(of: model), options: options)

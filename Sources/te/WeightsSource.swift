@@ -74,76 +74,7 @@ struct WeightSource {
     }
 }
 
-/// Parameters in safetensors files, read when they are asked for.
-struct SafetensorsFiles {
-    private struct Entry {
-        var path: String
-        var offset: Int
-        var tensor: TensorDescription
-    }
-
-    private var entries: [String: Entry] = [:]
-    /// All parameters, file by file.
-    private(set) var tensors: [TensorDescription] = []
-
-    /// - Parameter path: A file, or a directory with the files of one model.
-    init(_ path: String) throws {
-        for path in try Self.files(path) {
-            let length = try SafetensorsHeader.length(of: File.read(path, limit: 8))
-            let header = try SafetensorsHeader(parsing: File.read(path, from: 8, count: length))
-            for (tensor, offset) in zip(header.tensors, header.offsets) {
-                entries[tensor.name] = Entry(path: path, offset: offset, tensor: tensor)
-                tensors.append(tensor)
-            }
-        }
-    }
-
-    private static func files(_ path: String) throws -> [String] {
-        guard let directory = opendir(path) else { return [path] }
-        defer { closedir(directory) }
-        var names: [String] = []
-        while let entry = readdir(directory) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) {
-                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            }
-            if name.hasSuffix(".safetensors") { names.append(path + "/" + name) }
-        }
-        guard !names.isEmpty else {
-            throw TransferError(.invalidArgument, "'\(path)' has no .safetensors files")
-        }
-        return names.sorted()
-    }
-
-    /// Nil when there is no parameter of this name, type and shape.
-    func bytes(of tensor: TensorDescription) throws -> [UInt8]? {
-        guard let entry = entries[tensor.name], entry.tensor == tensor else { return nil }
-        return try File.read(entry.path, from: entry.offset, count: tensor.byteCount)
-    }
-}
-
 extension File {
-    /// Some bytes of a file.
-    static func read(_ path: String, from offset: Int, count: Int) throws(TransferError) -> [UInt8] {
-        let file = open(path, O_RDONLY | O_CLOEXEC)
-        guard file >= 0 else {
-            throw TransferError(.invalidArgument, "\(path) cannot be opened: error \(errno)")
-        }
-        defer { Glibc.close(file) }
-        var got = 0
-        let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, initialised in
-            while got < count, let base = buffer.baseAddress {
-                let read = pread(file, base + got, count - got, off_t(offset + got))
-                guard read > 0 else { break }
-                got += read
-            }
-            initialised = got
-        }
-        guard got == count else {
-            throw TransferError(.invalidArgument, "\(path) ends before byte \(offset + count)")
-        }
-        return bytes
-    }
-
     /// Writes a safetensors file, whole or not at all: its data come from `body`, parameter by parameter.
     static func writeSafetensors(
         _ tensors: [TensorDescription], to path: String, _ body: (Int) throws -> [UInt8]

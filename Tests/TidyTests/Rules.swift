@@ -112,8 +112,9 @@ enum Rules {
         ],
         // The provider modules only for their option types, which appear in the engine's configuration.
         "TransferEngineC": [
-            "CTransferEngine", "TransferEngine", "KVCacheTransfer", "ExpertParallel", "Platform", "CPlatform",
-            "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider",
+            "CTransferEngine", "TransferEngine", "KVCacheTransfer", "ExpertParallel", "WeightTransfer",
+            "Platform",
+            "CPlatform", "SharedMemoryProvider", "LibfabricProvider", "VerbsProvider",
         ],
         "te": [
             "TransferEngine", "KVCacheTransfer", "WeightTransfer", "ExpertParallel", "Simulation", "Platform",

@@ -115,6 +115,34 @@ import Testing
         try expect(.malformed, "is to do") { $0.sequences[0].append(.task(9999)) }
     }
 
+    @Test func numbersThatCannotBe() throws {
+        let most = Int(Int32.max)
+        try expect(.malformed, "is larger than any memory") {
+            $0.inference.targets[0].shape = [most, most, most]
+        }
+        try expect(.malformed, "names parameter 99") { $0.inference.targets[0].parts[0].source = 99 }
+        try expect(.malformed, "which cannot be") { $0.inference.targets[0].parts[0].place.endRow += 1000 }
+        try expect(.malformed, "which cannot be") { $0.inference.targets[0].parts[0].box.endRow -= 1 }
+        try expect(.malformed, "something is written to byte") { $0.writes[0].offset = .max }
+        try expect(.malformed, "bytes") { $0.inference.regionBytes[1] = .max }
+        try expect(.malformed, "bytes") { $0.watermarkBytes = .min }
+        try expect(.region, "is at byte") { $0.inference.targets[0].replicas[0].offset = .min }
+        try expect(.coverage, "is outside of") { $0.tasks[0].box.endColumn = Int32.max }
+        try expect(.source, "takes") { $0.pieces[0].box.endRow = Int32.max }
+        try expect(.malformed, "more bytes are moved than") { plan in
+            plan.model.tensors[0].shape = [1 << 30, 1 << 30]
+            plan.gathers = [PlanGather(tensor: 0, ranks: [0, 1, 2, 3])]
+        }
+        var plan = try plan()
+        #expect(plan.malformations().isEmpty)
+        plan.tasks[0].target = 99
+        #expect(plan.malformations().map(\.rule) == [.malformed])
+        // What only a proof finds is not its affair.
+        plan = try self.plan()
+        plan.watermarkBytes = 1000
+        #expect(plan.malformations().isEmpty && !plan.lint().isEmpty)
+    }
+
     @Test func gathersInDifferentOrders() throws {
         let model = PublishedModel.smolLM2.description
         var options = Planner.Options()

@@ -202,6 +202,58 @@ import TransferEngine
         rig.expect(3)
     }
 
+    /// For those who cannot be inside of `read` meanwhile.
+    @Test func aReadingIsEndedBySomebodyElse() throws {
+        let rig = try Rig(.shm, trainer: ParallelTrainer(fsdp: 2), inference: ParallelInference())
+        #expect(rig.receivers[0].beginReading() == nil)
+        rig.run("joining") { rig.controller.isComplete }
+        try rig.update(to: 1)
+        let first = try #require(rig.receivers[0].beginReading())
+        let again = try #require(rig.receivers[0].beginReading())
+        try rig.update(to: 2)
+        #expect(first.version == 1 && rig.oracle.damage(rank: 0, version: 1, first.weights) == nil)
+        rig.receivers[0].end(first)
+        rig.publish(3)
+        try rig.controller.update(to: 3)
+        var polls = 0
+        rig.run("waiting for the other reading") {
+            polls += 1
+            return polls > 3000
+        }
+        #expect(rig.receivers[0].activeVersion == 2)
+        #expect(rig.oracle.damage(rank: 0, version: 1, again.weights) == nil)
+        rig.receivers[0].end(again)
+        rig.run("version 3") { rig.controller.outcomes[3] != nil }
+        rig.expect(3)
+    }
+
+    @Test func aClosedEndpointHasNoMemoryAndNoPart() throws {
+        let rig = try Rig(.shm, trainer: ParallelTrainer(fsdp: 2), inference: ParallelInference(replicas: 2))
+        rig.run("joining") { rig.controller.isComplete }
+        try rig.update(to: 1)
+        // With an update under way.
+        rig.publish(2)
+        try rig.controller.update(to: 2)
+        var polls = 0
+        rig.run("beginning") {
+            polls += 1
+            return polls > 20
+        }
+        for endpoint in rig.endpoints {
+            polls = 0
+            while !endpoint.close(), polls < 1_000_000 {
+                endpoint.poll(at: 1 << 60)
+                polls += 1
+            }
+            #expect(polls < 1_000_000)
+        }
+        for trainer in rig.trainers {
+            let error = #expect(throws: TransferError.self) { try trainer.engine.deregister(trainer.memory) }
+            #expect(error?.code == .staleRegion)
+        }
+        #expect(rig.receivers.allSatisfy { $0.activeVersion == 1 })
+    }
+
     @Test func anotherReplicaTakesOverForALostTrainer() throws {
         let rig = try Rig(
             .shm, trainer: ParallelTrainer(fsdp: 2, replicas: 2),

@@ -1,26 +1,7 @@
 // Registered memory as a Python object: it keeps what was registered alive, and lends what the engine allocated.
-#include <stdlib.h>
-
 #include "native.h"
 
-// The part of DLPack's ABI that is needed (version 0, https://dmlc.github.io/dlpack).
-typedef struct { int32_t type; int32_t id; } dl_device;
-typedef struct { uint8_t code; uint8_t bits; uint16_t lanes; } dl_type;
-typedef struct {
-  void *data;
-  dl_device device;
-  int32_t rank;
-  dl_type type;
-  int64_t *shape;
-  int64_t *strides;
-  uint64_t byte_offset;
-} dl_tensor;
-typedef struct dl_managed {
-  dl_tensor tensor;
-  void *context;
-  void (*deleter)(struct dl_managed *);
-} dl_managed;
-enum { DL_CPU = 1, DL_CUDA_HOST = 3, DL_UINT = 1 };
+enum { DL_CPU = 1, DL_CUDA_HOST = 3 };
 
 typedef struct {
   PyObject_HEAD
@@ -43,12 +24,12 @@ static int from_buffer(memory *self, PyObject *object, int is_writable) {
 static int from_dlpack(memory *self, PyObject *object) {
   PyObject *capsule = PyObject_CallMethod(object, "__dlpack__", NULL);
   if (!capsule) return -1;
-  dl_managed *managed = PyCapsule_GetPointer(capsule, "dltensor");
+  te_py_dl_managed *managed = PyCapsule_GetPointer(capsule, "dltensor");
   if (!managed) {
     Py_DECREF(capsule);
     return -1;
   }
-  const dl_tensor *tensor = &managed->tensor;
+  const te_py_dl_tensor *tensor = &managed->tensor;
   int64_t items = 1, is_contiguous = 1;
   for (int32_t axis = tensor->rank - 1; axis >= 0; axis--) {
     if (tensor->strides && tensor->shape[axis] > 1 && tensor->strides[axis] != items) is_contiguous = 0;
@@ -160,25 +141,6 @@ static void memory_release_buffer(PyObject *object, Py_buffer *view) {
   ((memory *)object)->exports -= 1;
 }
 
-typedef struct {
-  dl_managed managed;
-  int64_t shape;
-} lent_tensor;
-
-static void give_back(dl_managed *managed) {
-  PyGILState_STATE state = PyGILState_Ensure();
-  ((memory *)managed->context)->exports -= 1;
-  Py_DECREF((PyObject *)managed->context);
-  PyGILState_Release(state);
-  free(managed);
-}
-
-static void drop_capsule(PyObject *capsule) {
-  if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // somebody has taken it
-  dl_managed *managed = PyCapsule_GetPointer(capsule, "dltensor");
-  managed->deleter(managed);
-}
-
 static PyObject *memory_dlpack(PyObject *object, PyObject *unused) {
   memory *self = (memory *)object;
   (void)unused;
@@ -186,18 +148,7 @@ static PyObject *memory_dlpack(PyObject *object, PyObject *unused) {
     PyErr_SetString(PyExc_BufferError, "the region was closed");
     return NULL;
   }
-  lent_tensor *lent = calloc(1, sizeof *lent);
-  if (!lent) return PyErr_NoMemory();
-  lent->shape = (int64_t)self->bytes;
-  lent->managed = (dl_managed){{self->base, {DL_CPU, 0}, 1, {DL_UINT, 8, 1}, &lent->shape, NULL, 0}, object, give_back};
-  PyObject *capsule = PyCapsule_New(&lent->managed, "dltensor", drop_capsule);
-  if (!capsule) {
-    free(lent);
-    return NULL;
-  }
-  Py_INCREF(object);
-  self->exports += 1;
-  return capsule;
+  return te_py_dlpack(object, self->base, self->bytes, &self->exports);
 }
 
 static PyObject *get_handle(PyObject *object, void *unused) {

@@ -226,13 +226,11 @@ static PyObject *is_pending(PyObject *module, PyObject *argument) {
   return status >= 0 ? PyBool_FromLong(status == TE_PENDING) : te_py_raise();
 }
 
-static int64_t nanoseconds(void) {
+int64_t te_py_nanoseconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return now.tv_sec * 1000000000ll + now.tv_nsec;
 }
-
-enum { SLICE = 100000000 };  // nanoseconds between two looks at signals
 
 // Waits for one transfer (an int) or several (a list). Raises the first failure; False when the time passed.
 static PyObject *wait_for(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
@@ -257,14 +255,14 @@ static PyObject *wait_for(PyObject *module, PyObject *const *arguments, Py_ssize
   int32_t status = length == 1 ? te_transfer_status(one = transfers[0]) : TE_PENDING;
   int interrupted = 0;
   if (status == TE_PENDING) {
-    int64_t begin = timeout > SLICE ? nanoseconds() : 0;
+    int64_t begin = timeout > TE_PY_SLICE ? te_py_nanoseconds() : 0;
     do {
-      int64_t slice = left < 0 || left > SLICE ? SLICE : left;
+      int64_t slice = left < 0 || left > TE_PY_SLICE ? TE_PY_SLICE : left;
       RELEASED(status, te_wait(transfers, length, slice, NULL));
       if (status != TE_ETIMEDOUT) break;
       interrupted = PyErr_CheckSignals();
-      if (timeout > SLICE) left = timeout - (nanoseconds() - begin);
-    } while (!interrupted && (timeout < 0 || (timeout > SLICE && left > 0)));
+      if (timeout > TE_PY_SLICE) left = timeout - (te_py_nanoseconds() - begin);
+    } while (!interrupted && (timeout < 0 || (timeout > TE_PY_SLICE && left > 0)));
   }
   if (transfers != &one) PyMem_Free(transfers);
   if (interrupted) return NULL;
@@ -332,15 +330,15 @@ static PyObject *poll_events(PyObject *module, PyObject *const *arguments, Py_ss
   (void)module;
   if (count != 2) return PyErr_Format(PyExc_TypeError, "an engine and a timeout");
   if (te_py_number(arguments[0], &engine) || te_py_signed(arguments[1], &timeout)) return NULL;
-  int64_t left = timeout, begin = timeout > 0 ? nanoseconds() : 0;
+  int64_t left = timeout, begin = timeout > 0 ? te_py_nanoseconds() : 0;
   int32_t status;
   for (;;) {
-    int64_t slice = left < 0 || left > SLICE ? SLICE : left;
+    int64_t slice = left < 0 || left > TE_PY_SLICE ? TE_PY_SLICE : left;
     RELEASED(status, te_poll(engine, events, 256, slice, &taken));
     if (status != TE_OK) return te_py_raise();
     if (taken > 0 || timeout == 0) break;
     if (PyErr_CheckSignals()) return NULL;
-    if (timeout > 0 && (left = timeout - (nanoseconds() - begin)) <= 0) break;
+    if (timeout > 0 && (left = timeout - (te_py_nanoseconds() - begin)) <= 0) break;
   }
   PyObject *list = PyList_New((Py_ssize_t)taken);
   for (uint64_t i = 0; list && i < taken; i++) {
@@ -505,15 +503,15 @@ PyMODINIT_FUNC PyInit__native(void) {
   PyObject *module = PyModule_Create(&definition);
   if (!module) return NULL;
   if (PyModule_AddFunctions(module, te_py_operation_methods) || PyModule_AddFunctions(module, te_py_kv_methods) ||
-      PyModule_AddFunctions(module, te_py_moe_methods))
+      PyModule_AddFunctions(module, te_py_moe_methods) || PyModule_AddFunctions(module, te_py_weights_methods))
     return NULL;
   PyObject *memory = te_py_make_memory_type(module), *batch = te_py_make_batch_type(module);
-  PyObject *rows = te_py_make_rows_type(module);
-  if (!memory || !batch || !rows || PyModule_AddObjectRef(module, "Memory", memory) ||
-      PyModule_AddObjectRef(module, "Batch", batch) || PyModule_AddObjectRef(module, "Rows", rows))
+  PyObject *lent = te_py_make_lent_type(module);
+  if (!memory || !batch || !lent || PyModule_AddObjectRef(module, "Memory", memory) ||
+      PyModule_AddObjectRef(module, "Batch", batch) || PyModule_AddObjectRef(module, "Lent", lent))
     return NULL;
   Py_DECREF(memory);
-  Py_DECREF(rows);
+  Py_DECREF(lent);
   Py_DECREF(batch);
   return module;
 }

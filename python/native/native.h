@@ -45,10 +45,39 @@ void te_py_pages_release(te_py_pages *pages);
 // Fills an operation from positional arguments; what it borrows lives as long as `hold`, a list, does.
 typedef int (*te_py_fill)(te_operation *operation, PyObject *const *arguments, Py_ssize_t count, PyObject *hold);
 
+// The part of DLPack's ABI that is needed (version 0, https://dmlc.github.io/dlpack).
+typedef struct { int32_t type; int32_t id; } te_py_dl_device;
+typedef struct { uint8_t code; uint8_t bits; uint16_t lanes; } te_py_dl_type;
+typedef struct {
+  void *data;
+  te_py_dl_device device;
+  int32_t rank;
+  te_py_dl_type type;
+  int64_t *shape;
+  int64_t *strides;
+  uint64_t byte_offset;
+} te_py_dl_tensor;
+typedef struct te_py_dl_managed {
+  te_py_dl_tensor tensor;
+  void *context;
+  void (*deleter)(struct te_py_dl_managed *);
+} te_py_dl_managed;
+
+// A DLPack capsule of bytes of `owner`, which counts one export more until it is given back.
+PyObject *te_py_dlpack(PyObject *owner, void *base, uint64_t bytes, Py_ssize_t *exports);
+// An object that lends memory. `end`, unless NULL, is called with owner and number once nobody has it any more.
+PyObject *te_py_lend(const void *base, uint64_t bytes, int is_readonly, int32_t (*end)(uint64_t, uint64_t), uint64_t owner,
+                     uint64_t number);
+
+// CLOCK_MONOTONIC.
+int64_t te_py_nanoseconds(void);
+enum { TE_PY_SLICE = 100000000 };  // nanoseconds between two looks at signals
+
 PyObject *te_py_make_memory_type(PyObject *module);
 PyObject *te_py_make_batch_type(PyObject *module);
-PyObject *te_py_make_rows_type(PyObject *module);
+PyObject *te_py_make_lent_type(PyObject *module);
 extern PyMethodDef te_py_operation_methods[];
 extern PyMethodDef te_py_kv_methods[];
 extern PyMethodDef te_py_moe_methods[];
+extern PyMethodDef te_py_weights_methods[];
 #endif

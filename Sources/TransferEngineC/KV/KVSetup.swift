@@ -77,9 +77,7 @@ struct KVSetup: Sendable {
                 throw Failure(
                     TE_EINVALID, "a role needs an engine with a progress thread: adaptive or busy")
             }
-            guard box.hasRole.exchange(true, ordering: .relaxed) == false else {
-                throw Failure(TE_EBUSY, "the engine has a role already; open an engine for each")
-            }
+            try box.takeMessages()
             return box
         }
     }
@@ -136,12 +134,7 @@ struct KVSetup: Sendable {
                     objects.regions.resume(handle, memory.map { Objects.Region(memory: $0) })
                 }
             }
-            // Messages are the interface's again.
-            try? box.engine.receive(while: { [events = box.events] in events.hasRoomForMessages }) {
-                [events = box.events] bytes, sender in
-                events.push(message: Array(bytes), from: sender.rawValue)
-            }
-            box.hasRole.store(false, ordering: .relaxed)
+            box.giveBackMessages()
         }
     }
 }

@@ -13,7 +13,7 @@ public func te_moe_open(
         let shape = try ExpertConfiguration(readSized(config, "config", as: te_moe_config.self))
         let opened = try engine { () throws(TransferError) in try ExpertExchange(box.engine, shape) }
         let known = MoEExchange(opened, box)
-        exchange.pointee = moeExchanges.withLock { $0.add(known) }
+        exchange.pointee = moeExchanges.add(known)
         return Int32(TE_OK)
     }
 }
@@ -135,14 +135,7 @@ public func te_moe_missing(
     _ count: UnsafeMutablePointer<UInt64>?
 ) -> Int32 {
     callExchange(exchange) { known throws(Failure) in
-        let missing = known.exchange.missingRanks
-        try place(count, "count").pointee = UInt64(missing.count)
-        guard UInt64(missing.count) <= capacity else {
-            throw Failure(TE_EOUTOFRANGE, "\(missing.count) ranks for room for \(capacity)")
-        }
-        guard !missing.isEmpty else { return }
-        let ranks = try place(ranks, "ranks")
-        for (index, rank) in missing.enumerated() { ranks[index] = UInt32(rank) }
+        try write(ranks: known.exchange.missingRanks, ranks, capacity, count)
     }
 }
 
@@ -159,7 +152,7 @@ public func te_moe_failure(_ exchange: te_moe_exchange, _ rank: UInt32) -> Int32
 @c @implementation
 public func te_moe_close(_ exchange: te_moe_exchange) -> Int32 {
     callExchange(exchange) { known throws(Failure) in
-        moeExchanges.withLock { $0.remove(exchange) }
+        moeExchanges.remove(exchange)
         try engine { () throws(TransferError) in try known.exchange.close() }
     }
 }

@@ -3,12 +3,12 @@ internal import ExpertParallel
 internal import Synchronization
 internal import TransferEngine
 
-/// An exchange as handles know it. It is used by one thread at a time, which `isInside` sees to.
+/// An exchange as handles know it. It is used by one thread at a time, which `door` sees to.
 final class MoEExchange: @unchecked Sendable {
-    // SAFETY: `exchange` is touched by whoever has set `isInside` only.
+    // SAFETY: `exchange` is touched by whoever is inside of `door` only.
     let exchange: ExpertExchange
     let box: EngineBox
-    private let isInside = Atomic<Bool>(false)
+    let door = Door("exchange")
 
     init(_ exchange: ExpertExchange, _ box: EngineBox) {
         self.exchange = exchange
@@ -17,40 +17,9 @@ final class MoEExchange: @unchecked Sendable {
     }
 
     deinit { box.exchanges.subtract(1, ordering: .releasing) }  // pairs with the load in te_engine_close
-
-    func alone<Value>(_ body: () throws(Failure) -> Value) throws(Failure) -> Value {
-        // pairs with the store below
-        guard isInside.compareExchange(expected: false, desired: true, ordering: .acquiring).exchanged else {
-            throw Failure(
-                TE_EBUSY, "another thread is inside of the exchange; it is used by one thread at a time")
-        }
-        defer { isInside.store(false, ordering: .releasing) }  // pairs with the exchange above
-        try box.admit()
-        defer { box.dismiss() }
-        return try body()
-    }
 }
 
-/// The exchanges of this process: 4 bits of kind and a number that is never used again.
-struct MoEExchanges: ~Copyable {
-    static let kind: UInt64 = 13
-    private var known: [UInt64: MoEExchange] = [:]
-    private var last: UInt64 = 0
-
-    mutating func add(_ exchange: MoEExchange) -> UInt64 {
-        last += 1
-        known[last] = exchange
-        return Self.kind << 60 | last
-    }
-
-    subscript(bits: UInt64) -> MoEExchange? {
-        bits >> 60 == Self.kind ? known[bits & (1 << 60 - 1)] : nil
-    }
-
-    mutating func remove(_ bits: UInt64) { known[bits & (1 << 60 - 1)] = nil }
-}
-
-let moeExchanges = Mutex(MoEExchanges())
+let moeExchanges = Standing<MoEExchange>(13, "te_moe_exchange")
 
 /// Runs `body` with the exchange of a handle. All of them may wait, so that none is for callbacks.
 func callExchange(
@@ -58,13 +27,8 @@ func callExchange(
 ) -> Int32 {
     do throws(Failure) {
         try refuseCallbacks()
-        guard let known = moeExchanges.withLock({ $0[bits] }) else {
-            throw Failure(
-                TE_EBADHANDLE,
-                bits == 0
-                    ? "te_moe_exchange is 0" : "0x\(String(bits, radix: 16)) is no exchange that is open")
-        }
-        try known.alone { () throws(Failure) in try body(known) }
+        let known = try moeExchanges.find(bits)
+        try known.door.alone(known.box) { () throws(Failure) in try body(known) }
         return Int32(TE_OK)
     } catch {
         return error.report()

@@ -22,7 +22,7 @@ public final class WeightController {
 
     let endpoint: WeightEndpoint
     let plan: Plan
-    let term: UInt32
+    package let term: UInt32
     var options: Options
     var trainers: [Int: WeightMember] = [:]
     var receivers: [Int: WeightMember] = [:]
@@ -135,6 +135,13 @@ public final class WeightController {
         }
         rollbackOutcome = nil
         recalled = version
+    }
+
+    /// Ends what it has in the engine; nothing is asked of it afterwards.
+    package func close() {
+        for watch in (trainers.values.map(\.watch) + receivers.values.map(\.watch)).compactMap({ $0 }) {
+            try? endpoint.engine.cancel(watch) { _ in }
+        }
     }
 
     /// Begins the rollback that was asked for; false when there is none.

@@ -64,6 +64,20 @@ public final class WeightEndpoint {
         return isBusy
     }
 
+    /// Ends the roles, as a process that goes does for the others: what a trainer has under way is cancelled, and memory is given
+    /// back, so that nobody reads or writes it any more. No reading may be under way. The engine can be used for something else
+    /// then, once it has another receiver of messages.
+    /// - Returns: Whether all is quiet: until then poll and ask again.
+    public func close() -> Bool {
+        controller?.close()
+        controller = nil
+        receiver?.close()
+        receiver = nil
+        guard trainer?.close() ?? true else { return false }
+        trainer = nil
+        return true
+    }
+
     private func dispatch(_ message: WeightMessage) {
         switch message.kind {
         case .join, .opened, .trained, .prepared, .committed: controller?.handle(message)

@@ -12,8 +12,7 @@ public final class WeightReceiver: @unchecked Sendable {
     private let rank: Int
     private let base: Plan
     private let controller: () -> EngineAddress
-    private var slots: [MemoryRegion]
-    private let serving = Mutex(Serving())
+    private let serving: Mutex<Serving>
     private var phase = Phase.idle
     /// What is being received, and by which plan.
     private var version: UInt64 = 0
@@ -34,6 +33,7 @@ public final class WeightReceiver: @unchecked Sendable {
     var spoil: ((MemoryRegion) -> Void)?
 
     private struct Serving {
+        var slots: [MemoryRegion]
         /// Which slot is served; nil before the first version.
         var active: Int?
         var versions: [UInt64?] = [nil, nil]
@@ -71,7 +71,8 @@ public final class WeightReceiver: @unchecked Sendable {
         engine = endpoint.engine
         index = PlanIndex(plan)
         let bytes = plan.slotBytes(rank: rank, entries: index.arrivals[rank].count)
-        slots = [try engine.allocate(byteCount: bytes), try engine.allocate(byteCount: bytes)]
+        let slots = [try engine.allocate(byteCount: bytes), try engine.allocate(byteCount: bytes)]
+        serving = Mutex(Serving(slots: slots))
         endpoint.receiver = self
     }
 
@@ -87,16 +88,44 @@ public final class WeightReceiver: @unchecked Sendable {
     public func read<Result>(
         _ body: (_ version: UInt64, _ weights: UnsafeRawBufferPointer) throws -> Result
     ) rethrows -> Result? {
-        let entered = serving.withLock { serving -> (slot: Int, version: UInt64)? in
+        guard let reading = beginReading() else { return nil }
+        defer { end(reading) }
+        return try unsafe body(reading.version, reading.weights)
+    }
+
+    /// What `beginReading` lends.
+    @safe package struct Reading: @unchecked Sendable {
+        // SAFETY: the bytes stay as they are until the reading is ended, which whoever has it does.
+        /// The version that is lent.
+        package let version: UInt64
+        /// Its bytes.
+        package let weights: UnsafeRawBufferPointer
+        fileprivate let slot: Int
+    }
+
+    /// The two halves of `read`, for callers that cannot be inside of it meanwhile. Each reading is ended once. Any thread.
+    package func beginReading() -> Reading? {
+        serving.withLock { serving in
             guard let active = serving.active, let version = serving.versions[active] else { return nil }
             serving.readers[active] += 1
-            return (active, version)
+            // Not that of the present plan, which another thread may be changing; they are the same.
+            let bytes = unsafe UnsafeRawBufferPointer(serving.slots[active].bytes)
+            return unsafe Reading(
+                version: version,
+                weights: UnsafeRawBufferPointer(rebasing: bytes[..<base.inference.regionBytes[rank]]),
+                slot: active)
         }
-        guard let (slot, version) = entered else { return nil }
-        defer { serving.withLock { $0.readers[slot] -= 1 } }
-        let bytes = unsafe UnsafeRawBufferPointer(slots[slot].bytes)
-        return try unsafe body(
-            version, UnsafeRawBufferPointer(rebasing: bytes[..<plan.inference.regionBytes[rank]]))
+    }
+
+    /// See `beginReading`.
+    package func end(_ reading: Reading) { serving.withLock { $0.readers[reading.slot] -= 1 } }
+
+    /// Gives the memory back: nobody writes into it any more. No reading may be under way.
+    func close() {
+        phase = .idle
+        if let lease { try? engine.end(lease, isQuiet: true) }
+        lease = nil
+        for slot in serving.withLock({ $0.slots }) { try? engine.deregister(slot) }
     }
 
     // MARK: Messages
@@ -131,6 +160,9 @@ public final class WeightReceiver: @unchecked Sendable {
     /// The slot that is not served.
     private var spare: Int { serving.withLock { $0.active == 0 ? 1 : 0 } }
 
+    /// The memory of a slot; only the thread that polls changes which it is.
+    private func slot(_ number: Int) -> MemoryRegion { serving.withLock { $0.slots[number] } }
+
     /// Ends everybody's right to write into the spare slot, and grants it anew: what an earlier attempt still has
     /// under way can neither land nor be counted.
     private func open(_ message: WeightMessage, _ isPresent: Bool) {
@@ -148,7 +180,8 @@ public final class WeightReceiver: @unchecked Sendable {
         }
         phase = .idle
         do throws(TransferError) {
-            slots[spare] = try engine.revoke(slots[spare])
+            let fresh = try engine.revoke(slot(spare))
+            serving.withLock { $0.slots[spare] = fresh }
             if let lease { try engine.end(lease, isQuiet: true) }
             lease = nil
             lease = try engine.lease(2)
@@ -179,7 +212,7 @@ public final class WeightReceiver: @unchecked Sendable {
             answer.status = .done
             answer.first = UInt64(lease[0].value) | UInt64(lease[1].value) << 32
             answer.second = activeVersion ?? 0
-            answer.bytes = engine.descriptor(of: slots[spare]).encoded()
+            answer.bytes = engine.descriptor(of: slot(spare)).encoded()
         }
         endpoint.send(answer, to: controller())
     }
@@ -240,7 +273,7 @@ public final class WeightReceiver: @unchecked Sendable {
             guard engine.consume(lease[0], count: count) else { return false }
             isVerifying = 0
             phase = .verifying
-            if let spoil { spoil(slots[spare]) }
+            if let spoil { spoil(slot(spare)) }
         case .verifying: verifyNext()
         case .idle, .prepared, .failed: return false
         }
@@ -249,7 +282,7 @@ public final class WeightReceiver: @unchecked Sendable {
 
     private func entry(_ number: Int) -> ArrivalEntry {
         let place =
-            unsafe UnsafeRawPointer(slots[spare].baseAddress) + plan.tableOffset(rank: rank) + number
+            unsafe UnsafeRawPointer(slot(spare).baseAddress) + plan.tableOffset(rank: rank) + number
             * ArrivalEntry.byteCount
         let words = (0..<4).map {
             UInt64(littleEndian: unsafe place.loadUnaligned(fromByteOffset: 8 * $0, as: UInt64.self))
@@ -273,11 +306,11 @@ public final class WeightReceiver: @unchecked Sendable {
         let place = plan.writes[Int(write)]
         let target = plan.inference.targets[Int(task.target)]
         let spare = spare
-        let memory = unsafe slots[spare].baseAddress
+        let memory = unsafe slot(spare).baseAddress
         let strips = plan.strips(of: task, place)
         let scales = plan.scaleStrips(of: task, place)
         if entry.mode == .unchanged {
-            let served = unsafe slots[1 - spare].baseAddress
+            let served = unsafe slot(1 - spare).baseAddress
             unsafe Assembly.copy(served, strips, memory, strips)
             if let scales { unsafe Assembly.copy(served, scales, memory, scales) }
         }

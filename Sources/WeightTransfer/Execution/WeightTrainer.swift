@@ -104,6 +104,24 @@ public final class WeightTrainer {
         return run.map { !$0.isOver } ?? false || !lent.isEmpty
     }
 
+    /// Ends what is under way, and gives the memory back once that is quiet; false until then.
+    func close() -> Bool {
+        published = 0
+        waitingPulls = []
+        if let run, !run.isOver {
+            run.cancel()
+            _ = run.poll()
+        }
+        guard !isBusy else { return false }
+        run?.close()
+        run = nil
+        letGo(except: [])
+        if let staging { try? engine.deregister(staging) }
+        staging = nil
+        try? engine.deregister(memory)
+        return true
+    }
+
     // MARK: Messages
 
     func join() {

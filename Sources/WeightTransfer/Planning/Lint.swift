@@ -33,7 +33,7 @@ extension Plan {
     /// - Complexity: O(tasks log tasks + writes).
     public func lint(limit: Int = 5) -> [LintFinding] {
         let linter = Linter(plan: self, limit: limit)
-        linter.checkStructure()
+        linter.checkWhetherSound()
         guard linter.findings.isEmpty else { return linter.findings }
         linter.checkCoverage()
         linter.checkRegions()
@@ -41,6 +41,13 @@ extension Plan {
         linter.checkWatermark()
         linter.checkOrder()
         linter.checkBalance()
+        return linter.findings
+    }
+
+    /// What makes a plan that was read from a file unfit for anything but `lint`: whoever computes with it relies on these.
+    package func malformations() -> [LintFinding] {
+        let linter = Linter(plan: self, limit: 1)
+        linter.checkWhetherSound()
         return linter.findings
     }
 
@@ -73,7 +80,13 @@ final class Linter {
 
     func name(_ task: PlanTask) -> String { "'\(plan.inference.targets[Int(task.target)].name)' \(task.box)" }
 
-    /// Everything else relies on indices being valid.
+    /// Everything else relies on numbers that do not overflow and indices that are valid.
+    func checkWhetherSound() {
+        checkBounds()
+        if findings.isEmpty { checkStructure() }
+        if findings.isEmpty { checkSums() }
+    }
+
     func checkStructure() {
         let trainers = Int32(plan.trainers.worldSize)
         let receivers = Int32(plan.inference.worldSize)

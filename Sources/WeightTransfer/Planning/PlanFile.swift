@@ -309,7 +309,8 @@ private struct PlanReader {
 
     mutating func trainers(_ model: ModelDescription) throws(TransferError) -> TrainerLayout {
         let sizes = try integers()
-        guard sizes.count == 2 else { throw error("the trainers' layout") }
+        // Each rank has a list of steps, of at least one byte.
+        guard sizes.count == 2, sizes[0] <= end - place else { throw error("the trainers' layout") }
         let meshes = try list { input throws(TransferError) in
             try Mesh(name: try input.text(), shape: try input.integers(), ranks: try input.integers())
         }
@@ -326,6 +327,9 @@ private struct PlanReader {
     mutating func inference() throws(TransferError) -> InferenceLayout {
         let worldSize = try integer()
         let regions = try integers()
+        guard worldSize == regions.count else {
+            throw error("\(regions.count) regions of \(worldSize) ranks")
+        }
         let targets = try list { input throws(TransferError) in
             let name = try input.text()
             let shape = try input.integers()

@@ -52,6 +52,24 @@ public struct Planner {
         return planner.plan
     }
 
+    /// Makes a plan from the texts that `te weights plan` takes.
+    /// - Parameters:
+    ///   - model: See `ModelDescription.init(named:)`.
+    ///   - trainers: See `ParallelTrainer.init(parsing:)`.
+    ///   - inference: See `ParallelInference.init(parsing:)`.
+    ///   - options: Tasks are at most a quarter of the watermark, so that several are under way.
+    /// - Throws: What these throw, and what `plan(_:from:to:options:)` does.
+    public static func plan(
+        _ model: String, from trainers: String, to inference: String, options: Options = Options()
+    ) throws(TransferError) -> Plan {
+        let model = try ModelDescription(named: model)
+        var options = options
+        options.taskBytes = min(options.taskBytes, options.watermarkBytes / 4)
+        return try plan(
+            model, from: ParallelTrainer(parsing: trainers).layout(of: model),
+            to: ParallelInference(parsing: inference).layout(of: model), options: options)
+    }
+
     /// The same plan for some receivers and without lost trainers. Everybody who asks for the same gets the same.
     static func replan(
         _ plan: Plan, without excluded: Set<Int>, for receivers: Set<Int>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import TYPE_CHECKING, Any, Optional, Sequence, Tuple
 
@@ -173,3 +174,14 @@ class Group(_Named):
 
     def __len__(self) -> int:
         return len(self.members)
+
+
+def bytes_of(object: Any) -> Any:
+    """Something with the buffer protocol over the memory of `object`, which may be a torch tensor of any type."""
+    pointer = getattr(object, "data_ptr", None)
+    if pointer is None:
+        return object
+    if object.device.type != "cpu" or not object.is_contiguous():
+        raise ValueError("tensors have to be contiguous, in the memory of the CPU")
+    length = object.numel() * object.element_size()
+    return (ctypes.c_char * length).from_address(pointer()) if length else bytearray()

@@ -23,7 +23,6 @@ GIL. docs/moe.md has the algorithm and its figures.
 from __future__ import annotations
 
 import array
-import ctypes
 import dataclasses
 import enum
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
@@ -32,9 +31,9 @@ from . import _native
 from .config import nanoseconds
 from .engine import Engine
 from .errors import TransferError
-from .memory import Region
+from .memory import Region, bytes_of
 
-Rows = _native.Rows
+Rows = _native.Lent
 
 __all__ = ["Rows", "Element", "Reduction", "Received", "Result", "Exchange"]
 
@@ -89,17 +88,6 @@ class Result:
     """How many ranks are left out."""
     dropped_entries: int
     """Entries of the tokens' lists whose experts did not contribute."""
-
-
-def _bytes(object: Any) -> Any:
-    """Something with the buffer protocol over the memory of `object`, which may be a torch tensor of any type."""
-    pointer = getattr(object, "data_ptr", None)
-    if pointer is None:
-        return object
-    if object.device.type != "cpu" or not object.is_contiguous():
-        raise ValueError("tensors have to be contiguous, in the memory of the CPU")
-    length = object.numel() * object.element_size()
-    return (ctypes.c_char * length).from_address(pointer()) if length else bytearray()
 
 
 class Exchange:
@@ -157,7 +145,7 @@ class Exchange:
         - count: tokens; by default as many as `tokens` has.
         - region: in which `tokens` lie, if they do: on one host they are then copied once.
         """
-        held = tuple(None if part is None else _bytes(part) for part in (tokens, scales, experts, weights))
+        held = tuple(None if part is None else bytes_of(part) for part in (tokens, scales, experts, weights))
         if count is None:
             view: Any = held[0]
             count = memoryview(view).nbytes // self._token_bytes
@@ -192,7 +180,7 @@ class Exchange:
         """Waits for the results of this rank's tokens, and adds them: a row of `hidden` values of the combine element for each
         token; zero for a token without experts. `sums` is writable memory, or a torch tensor."""
         count = self._steps[batch][0] if batch in self._steps else 0
-        result = Result(*_native.moe_combine_receive(self._handle, batch, _bytes(sums), count * self._result_bytes))
+        result = Result(*_native.moe_combine_receive(self._handle, batch, bytes_of(sums), count * self._result_bytes))
         self._steps.pop(batch, None)
         return result
 
