@@ -12,12 +12,11 @@ from engines import BLOCK, ENVIRONMENT
 
 def _serve(pipe, rank, ranks, port, model, probe, options):
     os.setsid()  # so that the driver can end exactly this rank and what it starts
-    os.environ.update(ENVIRONMENT)
-    processors = os.cpu_count() or 1
+    # vLLM binds workers that are processes of their own; this one is not.
+    os.sched_setaffinity(0, {rank % (os.cpu_count() or 1)})
     os.environ.update({
         "VLLM_DP_RANK": str(rank), "VLLM_DP_RANK_LOCAL": str(rank), "VLLM_DP_SIZE": str(ranks),
-        "VLLM_DP_MASTER_IP": "127.0.0.1", "VLLM_DP_MASTER_PORT": str(port),
-        "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(number % processors) for number in range(ranks))})
+        "VLLM_DP_MASTER_IP": "127.0.0.1", "VLLM_DP_MASTER_PORT": str(port)})
     try:
         from vllm import LLM, SamplingParams
 
@@ -42,6 +41,8 @@ class Ranks:
     function whose value comes with each answer."""
 
     def __init__(self, count, model, probe=None, **options):
+        # Here, because a child loads OpenMP with the module of its probe, and that reads them once.
+        os.environ.update(ENVIRONMENT)
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
         with socket.create_server(("127.0.0.1", 0)) as free:
