@@ -607,6 +607,22 @@ def test_misuse_is_an_exception():
         weights.Endpoint(engine, plan)
 
 
+def test_a_close_that_is_refused_changes_nothing():
+    name = full(0, "mlp.down_proj.weight")
+    with te.Engine("alone", timeout=10) as engine:
+        endpoint = weights.Endpoint(engine, weights.Plan(MODEL, "fsdp=1", "tp=1"))
+        trainer, receiver = weights.Trainer(endpoint, 0), weights.Receiver(endpoint, 0)
+        fill(trainer, 1)
+        trainer.publish(1)
+        assert weights.Controller(endpoint).push(1, 20) == ()
+        served = receiver.read()
+        with pytest.raises(te.Busy):
+            endpoint.close()
+        assert numpy.array_equal(trainer.shard(name).numpy(), parameters(1)[name])
+        del served
+        endpoint.close()
+
+
 def test_a_child_has_no_endpoint():
     with te.Engine("parent") as engine, weights.Endpoint(engine, weights.Plan(MODEL, "fsdp=1", "tp=1")) as endpoint:
         receiver = weights.Receiver(endpoint, 0)

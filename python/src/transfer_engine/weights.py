@@ -281,7 +281,12 @@ class Endpoint:
             return
         if self._shards is not None:
             self._shards._close()
-        _native.weights_close(self._handle)
+        try:
+            _native.weights_close(self._handle)
+        except TransferError:
+            if self._shards is not None:
+                self._shards = _native.weights_memory(self._handle)
+            raise
         self._handle = 0
         self.engine._roles.discard(self)
 
@@ -314,14 +319,15 @@ class Trainer:
         _native.weights_train(endpoint._handle, rank)
         self.endpoint = endpoint
         self.rank = rank
-        self._memory = endpoint._shards = _native.weights_memory(endpoint._handle)
+        endpoint._shards = _native.weights_memory(endpoint._handle)
         self.shards = endpoint._plan.shards(rank)
         """What this rank holds, by the names of parameters."""
 
     def shard(self, name: str) -> Tensor:
         """A view of a shard, to be filled before `publish`."""
-        shard = self.shards[name]
-        return Tensor(self._memory, name, shard.dtype, shard.shape, shard.offset)
+        shard, memory = self.shards[name], self.endpoint._shards
+        assert memory is not None  # since there is a trainer
+        return Tensor(memory, name, shard.dtype, shard.shape, shard.offset)
 
     def fill(self, name: str, whole: Any) -> None:
         """Copies this rank's shard out of a whole parameter: contiguous, anything with the buffer protocol, or a torch tensor."""
