@@ -199,6 +199,11 @@ public final class ExpertExchange {
         return batches[index]
     }
 
+    /// How long a wait offers the processor before it sleeps.
+    static let yieldNanoseconds: UInt64 = 100_000
+    /// How long it sleeps at a time at most, in microseconds.
+    static let longestSleep: UInt64 = 1000
+
     /// Calls `body` until it has something, and makes progress meanwhile. What it waits for has deadlines of its own.
     ///
     /// It spins, then offers the processor to others, and then sleeps, an eighth of what it has waited at a time: several ranks
@@ -225,10 +230,6 @@ public final class ExpertExchange {
             usleep(UInt32(min(waited / 8000, Self.longestSleep)))
         }
     }
-    /// How long a wait offers the processor before it sleeps.
-    static let yieldNanoseconds: UInt64 = 100_000
-    /// Microseconds.
-    static let longestSleep: UInt64 = 1000
 }
 
 /// What an exchange has done: for tests, benchmarks and metrics.

@@ -84,16 +84,6 @@ static PyObject *kv_open(PyObject *module, PyObject *arguments) {
   return status == TE_OK ? PyLong_FromUnsignedLongLong(role) : te_py_raise();
 }
 
-// One handle in, nothing out.
-#define ON_HANDLE(name, function)                              \
-  static PyObject *name(PyObject *module, PyObject *argument) { \
-    uint64_t handle;                                           \
-    int32_t status;                                            \
-    (void)module;                                              \
-    if (te_py_number(argument, &handle)) return NULL;          \
-    RELEASED(status, function(handle));                        \
-    NONE_OR_RAISE(status);                                     \
-  }
 ON_HANDLE(kv_close, te_kv_close)
 ON_HANDLE(kv_disconnect, te_kv_disconnect)
 ON_HANDLE(kv_cancel, te_kv_cancel)

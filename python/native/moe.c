@@ -180,14 +180,7 @@ static PyObject *moe_failure(PyObject *module, PyObject *arguments) {
   NONE_OR_RAISE(status);
 }
 
-static PyObject *moe_close(PyObject *module, PyObject *argument) {
-  uint64_t exchange;
-  int32_t status;
-  (void)module;
-  if (te_py_number(argument, &exchange)) return NULL;
-  RELEASED(status, te_moe_close(exchange));
-  NONE_OR_RAISE(status);
-}
+ON_HANDLE(moe_close, te_moe_close)
 
 PyMethodDef te_py_moe_methods[] = {
     {"moe_open", moe_open, METH_VARARGS, NULL},

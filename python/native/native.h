@@ -23,6 +23,17 @@
     Py_RETURN_NONE;           \
   } while (0)
 
+// A function of the module: one handle in, nothing out.
+#define ON_HANDLE(name, function)                              \
+  static PyObject *name(PyObject *module, PyObject *argument) { \
+    uint64_t handle;                                           \
+    int32_t status;                                            \
+    (void)module;                                              \
+    if (te_py_number(argument, &handle)) return NULL;          \
+    RELEASED(status, function(handle));                        \
+    NONE_OR_RAISE(status);                                     \
+  }
+
 // Raises the exception of the thread's last error. Returns NULL.
 PyObject *te_py_raise(void);
 // The exception of the thread's last error, as an object.

@@ -3,16 +3,7 @@
 
 #include "native.h"
 
-// A handle in, or a handle and a number, and nothing out.
-#define ON_HANDLE(name, function)                              \
-  static PyObject *name(PyObject *module, PyObject *argument) { \
-    uint64_t handle;                                           \
-    int32_t status;                                            \
-    (void)module;                                              \
-    if (te_py_number(argument, &handle)) return NULL;          \
-    RELEASED(status, function(handle));                        \
-    NONE_OR_RAISE(status);                                     \
-  }
+// A handle and a number in, nothing out.
 #define ON_HANDLE_AND(type, name, function)                     \
   static PyObject *name(PyObject *module, PyObject *arguments) { \
     uint64_t handle, number;                                    \

@@ -87,6 +87,7 @@ final class TrainerRun {
         staging = try trainer.takeStaging(space.capacity)
         lease = try engine.lease(Self.tasks)
         freeImmediates = Array(0..<Self.tasks)
+        trainer.letGo(except: receivers)
     }
 
     func isAbout(_ message: WeightMessage) -> Bool {
@@ -154,7 +155,6 @@ final class TrainerRun {
             return true
         }
         guard targets.count == receivers.count else { return false }
-        trainer.letGo(except: receivers)
         var isBusy = reap()
         if isCancelled { return true }
         var bytes = 0
