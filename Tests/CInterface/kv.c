@@ -16,7 +16,7 @@ enum { LAYERS = 3, PAGES = 16, PAGE_TOKENS = 8, PAGE = 2048, BYTES = LAYERS * PA
 
 static void sizes(void) {
   LAYOUT(te_kv_group, 48, layer_count, 40);
-  LAYOUT(te_kv_layout, 56, stage_count, 48);
+  LAYOUT(te_kv_layout, 64, all_tensor_ranks, 60);
   LAYOUT(te_kv_plane, 32, page_count, 24);
   LAYOUT(te_kv_rank, 48, plane_count, 40);
   LAYOUT(te_kv_config, 48, reserved, 44);
@@ -107,10 +107,12 @@ static void shorten(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config
 static void as_before(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) {
   c->size = 40;
   c->digests = 7;  // not the library's to read
-  (void)l, (void)g, (void)r;
+  l->size = 56;
+  l->all_tensor_ranks = 7;
+  (void)g, (void)r;
 }
 
-// A program that was compiled when te_kv_config ended with quarantine_ns.
+// A program that was compiled when te_kv_config ended with quarantine_ns, and te_kv_layout with stage_count.
 static void older_callers(void) {
   side s = {0};
   s.engine = open_engine(TE_PROGRESS_ADAPTIVE);
@@ -237,6 +239,7 @@ static void end_with_work(void) {
 static void spoil_model(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { l->model = NULL; (void)g, (void)r, (void)c; }
 static void spoil_groups(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { l->groups = NULL; (void)g, (void)r, (void)c; }
 static void spoil_ranks(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { l->tensor_ranks = 0; (void)g, (void)r, (void)c; }
+static void spoil_part(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { l->first_tensor_rank = l->all_tensor_ranks = 2; (void)g, (void)r, (void)c; }
 static void spoil_heads(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { g->heads = 0; (void)l, (void)r, (void)c; }
 static void spoil_order(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { g->order = 9; (void)l, (void)r, (void)c; }
 static void spoil_layers(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { g->layer_count = 1u << 30; (void)l, (void)r, (void)c; }
@@ -263,7 +266,7 @@ static void bad_roles(void) {
   EXPECT(TE_EINVALID, te_kv_prefiller_open(&config, &layout, NULL, 1, NULL));
   void (*spoils[])(te_kv_layout *, te_kv_group *, te_kv_rank *, te_kv_config *) = {
       spoil_model,  spoil_groups, spoil_ranks, spoil_heads, spoil_order, spoil_layers,
-      spoil_planes, spoil_regions, spoil_name, spoil_beats, spoil_stages};
+      spoil_planes, spoil_regions, spoil_name, spoil_beats, spoil_stages, spoil_part};
   for (size_t i = 0; i < sizeof spoils / sizeof *spoils; i++)
     for (int is_decoder = 0; is_decoder < 2; is_decoder++) {
       int32_t status = open_role(&s, is_decoder, spoils[i]);

@@ -179,13 +179,14 @@ import Testing
                 session: 77, name: "later", address: setup.target.ranks[0].engine.address,
                 layout: RoleTests.layout, ranks: [])
         ).encoded()
-        bytes[3] = 3
+        let versions = KVMessage.versions
+        bytes[3] = versions.upperBound + 1
         for fragment in Fragments.cut(bytes, number: 1) {
             try setup.target.ranks[0].engine.send(fragment, to: peer) { _ in }
         }
         try await setup.until { refusal.withLock { $0 != nil } }
         let reason = try #require(refusal.withLock { $0 })
         #expect(reason.code == .unsupportedVersion)
-        #expect(reason.message.contains("2 here, 3 there"))
+        #expect(reason.message.contains("\(versions.upperBound) here, \(versions.upperBound + 1) there"))
     }
 }

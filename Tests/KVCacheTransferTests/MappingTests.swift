@@ -120,11 +120,36 @@ struct Byte: Hashable {
         return result
     }
 
+    /// The writes of a plan, with ranks counted in the whole instances.
+    private struct Piece {
+        var plan: KVTransferPlan
+        var mapping: KVMapping
+
+        func forEachWrite(layer: Int, _ body: (PageWrite) -> Void) {
+            func whole(_ rank: Int, _ layout: KVLayout) -> Int {
+                guard let part = layout.part else { return rank }
+                let (stage, tensorRank) = rank.quotientAndRemainder(dividingBy: layout.tensorRanks)
+                return stage * part.allTensorRanks + part.firstTensorRank + tensorRank
+            }
+            plan.forEachWrite(layer: layer) {
+                var write = $0
+                write.sourceRank = whole(write.sourceRank, mapping.source)
+                write.targetRank = whole(write.targetRank, mapping.target)
+                body(write)
+            }
+        }
+    }
+
     private func check(_ plans: [KVTransferPlan], _ drawn: DrawnMapping, layer: Int) {
+        check(plans.map { Piece(plan: $0, mapping: drawn.mapping) }, drawn, layer: layer)
+    }
+
+    private func check(_ pieces: [Piece], _ drawn: DrawnMapping, layer: Int) {
         var missing = expectation(drawn, layer: layer)
         var counts: [Int: Int] = [:]
-        for plan in plans {
-            plan.forEachWrite(layer: layer) { write in
+        for piece in pieces {
+            let plan = piece.plan
+            piece.forEachWrite(layer: layer) { write in
                 for (from, to) in zip(plan.lists[write.list].sources, plan.lists[write.list].targets) {
                     counts[write.targetRank, default: 0] += 1
                     for byte in 0..<write.byteCount {
@@ -152,6 +177,57 @@ struct Byte: Hashable {
         let plan = try KVTransferPlan(
             drawn.mapping, drawn.span, sources: drawn.sources, targets: drawn.targets, salt: UInt64(seed))
         for layer in 0..<drawn.mapping.source.model.layerCount { check([plan], drawn, layer: layer) }
+    }
+
+    /// Every rank, or some together, a role of its own: whoever asks all that have some of its heads, of equal ones one, gets
+    /// what a role with all ranks gets, in as many writes.
+    @Test(arguments: 1...120) func partsTogetherAreTheWhole(seed: Int) throws {
+        let drawn = try DrawnMapping.draw(seed: UInt64(seed))
+        var random = SeededGenerator(seed: UInt64(seed))
+        func parts(_ layout: KVLayout) -> [KVLayout] {
+            let sizes = (1..<layout.tensorRanks + 1).filter { layout.tensorRanks % $0 == 0 }
+            let candidates = sizes.map { size in
+                stride(from: 0, to: layout.tensorRanks, by: size).map { first in
+                    var part = layout
+                    part.tensorRanks = size
+                    if size < layout.tensorRanks {
+                        part.part = KVLayout.Part(
+                            firstTensorRank: first, allTensorRanks: layout.tensorRanks)
+                    }
+                    return part
+                }
+            }
+            return candidates.filter { (try? $0[0].validate()) != nil }.randomElement(using: &random)
+                ?? [layout]
+        }
+        func heads(_ layout: KVLayout) -> [Range<Int>] {
+            (0..<layout.tensorRanks).map { layout.heads(ofGroup: 0, tensorRank: $0) }
+        }
+        var sources: [KVLayout] = []
+        for part in parts(drawn.mapping.source) where !sources.contains(where: { heads($0) == heads(part) }) {
+            sources.append(part)
+        }
+        var pieces: [Piece] = []
+        for target in parts(drawn.mapping.target) {
+            for source in sources {
+                let mapping: KVMapping
+                do throws(KVError) { mapping = try KVMapping(source: source, target: target) } catch {
+                    #expect(error.code == .incompatible)
+                    #expect(!heads(source).contains { mine in heads(target).contains { mine.overlaps($0) } })
+                    continue
+                }
+                let plan = try KVTransferPlan(
+                    mapping, drawn.span, sources: drawn.sources, targets: drawn.targets, salt: UInt64(seed))
+                pieces.append(Piece(plan: plan, mapping: mapping))
+                for rank in 0..<target.rankCount {
+                    let sum = target.stages[rank / target.tensorRanks].reduce(0) {
+                        $0 + plan.count(layer: $1, targetRank: rank)
+                    }
+                    #expect(mapping.count(drawn.span, targetRank: rank) == sum)
+                }
+            }
+        }
+        for layer in 0..<drawn.mapping.source.model.layerCount { check(pieces, drawn, layer: layer) }
     }
 
     @Test(arguments: 1...60) func chunksAddUpToTheSameBytesAndCounts(seed: Int) throws {

@@ -17,6 +17,12 @@ import TransferEngine
             PageFormat(pageTokens: 32, order: .tokensFirst, arrangement: .separate),
         ])
 
+    static let part: KVLayout = {
+        var part = layout
+        part.part = KVLayout.Part(firstTensorRank: 2, allTensorRanks: 4)
+        return part
+    }()
+
     static let region = RemoteRegion(
         engine: EngineID(rawValue: 7), device: 0, index: 3, generation: 5, access: .remoteWrite, length: 4096,
         base: 1 << 20, secret: 99,
@@ -60,6 +66,11 @@ import TransferEngine
             KVMessage.Digests(
                 session: 4, request: 5, layer: 2, ranks: [Digest(low: 1, high: 2), Digest(low: 3, high: 4)])),
         .digests(KVMessage.Digests(session: 4, request: 5, layer: nil, ranks: [Digest(low: 1, high: 2)])),
+        .welcome(KVMessage.Welcome(session: 2, name: "one of two", layout: part)),
+        .hello(
+            KVMessage.Hello(
+                session: 9, name: "d", address: EngineAddress(name: "d", landing: region), layout: part,
+                ranks: [], wantsDigests: true)),
     ]
 
     @Test(arguments: messages) func comesBackAsItWas(message: KVMessage) throws {
@@ -102,32 +113,35 @@ import TransferEngine
     /// Whoever introduces himself in a later version can be answered; nothing else of it is believed.
     @Test func aHelloOfALaterVersionSaysWhoItIs() throws {
         var bytes = Self.messages[0].encoded()
-        bytes[3] = 3
+        bytes[3] = KVMessage.versions.upperBound + 1
         let stranger = try #require(KVMessage.stranger(bytes))
         #expect(stranger.session == 1 << 60)
         #expect(stranger.address == EngineAddress(name: "d", landing: Self.region))
         #expect(KVMessage.stranger(Array(bytes.prefix(20))) == nil)
         #expect(KVMessage.stranger(Self.messages[0].encoded()) == nil)
         var other = KVMessage.goodbye(session: 1).encoded()
-        other[3] = 3
+        other[3] = KVMessage.versions.upperBound + 1
         #expect(KVMessage.stranger(other) == nil)
     }
 
     /// What a library of version 1 knows is said in version 1; there is one form of everything.
     @Test(arguments: messages) func aMessageHasTheLowestVersionThatKnowsIt(message: KVMessage) {
         var bytes = message.encoded()
-        var isNew = false
-        switch message {
-        case .digests: isNew = true
-        case .hello(let hello): isNew = hello.wantsDigests
-        default: break
+        let lowest: UInt8 =
+            switch message {
+            case .digests: 2
+            case .hello(let hello): hello.layout.part != nil ? 3 : hello.wantsDigests ? 2 : 1
+            case .welcome(let welcome): welcome.layout.part != nil ? 3 : 1
+            default: 1
+            }
+        #expect(bytes[3] == lowest)
+        for version in KVMessage.versions where version != lowest {
+            bytes[3] = version
+            #expect(throws: KVError.self) { try KVMessage(decoding: bytes) }
         }
-        #expect(bytes[3] == (isNew ? 2 : 1))
-        bytes[3] ^= 3
-        #expect(throws: KVError.self) { try KVMessage(decoding: bytes) }
     }
 
-    /// The bytes of both versions stay what they are.
+    /// The bytes of all versions stay what they are.
     @Test func theWireFormatStays() {
         #expect(
             KVMessage.cancel(session: 0x0102, request: 3).encoded() == [
@@ -144,6 +158,17 @@ import TransferEngine
             ).encoded() == [
                 0x54, 0x45, 0x4B, 2, 9, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 3, 0, 1, 0,
                 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0,
+            ])
+        let part = KVLayout(
+            model: KVModel(
+                name: "m", elementType: "f",
+                groups: [CacheGroup(layers: [0], heads: 4, keyBytes: 8, valueBytes: 0)]),
+            part: KVLayout.Part(firstTensorRank: 1, allTensorRanks: 2), formats: [PageFormat(pageTokens: 16)])
+        #expect(
+            KVMessage.welcome(KVMessage.Welcome(session: 1, name: "p", layout: part)).encoded() == [
+                0x54, 0x45, 0x4B, 3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0x70, 1, 0x6D, 1, 0x66, 1, 0, 1, 0, 0, 0,
+                4, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 2, 0, 1, 0, 0, 0, 1, 0, 1, 0,
+                16, 0, 0, 0, 0, 1,
             ])
     }
 

@@ -41,8 +41,8 @@ static int rank_of(PyObject *object, te_kv_rank *rank) {
   return 0;
 }
 
-// is_decoder, name, heartbeats, heartbeat, cancel timeout, quarantine, digests, model, element type, tensor ranks, stage ends, groups,
-// ranks
+// is_decoder, name, heartbeats, heartbeat, cancel timeout, quarantine, digests, model, element type, tensor ranks, first, all, stage ends,
+// groups, ranks
 static PyObject *kv_open(PyObject *module, PyObject *arguments) {
   te_kv_config config = TE_KV_CONFIG_INIT;
   te_kv_layout layout = TE_KV_LAYOUT_INIT;
@@ -52,8 +52,9 @@ static PyObject *kv_open(PyObject *module, PyObject *arguments) {
   PyObject *groups, *ranks;
   int is_decoder, digests;
   (void)module;
-  if (!PyArg_ParseTuple(arguments, "psIKKKpssIy#O!O!", &is_decoder, &config.name, &config.heartbeats, &heartbeat, &cancel,
-                        &quarantine, &digests, &layout.model, &layout.element_type, &layout.tensor_ranks, &stages, &stage_bytes,
+  if (!PyArg_ParseTuple(arguments, "psIKKKpssIIIy#O!O!", &is_decoder, &config.name, &config.heartbeats, &heartbeat, &cancel,
+                        &quarantine, &digests, &layout.model, &layout.element_type, &layout.tensor_ranks,
+                        &layout.first_tensor_rank, &layout.all_tensor_ranks, &stages, &stage_bytes,
                         &PyTuple_Type, &groups, &PyTuple_Type, &ranks))
     return NULL;
   config.heartbeat_ns = heartbeat;

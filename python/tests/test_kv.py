@@ -101,6 +101,62 @@ def test_layers_arrive_as_they_are_computed(sides):
     job.abort("after the end")
 
 
+@pytest.mark.parametrize("senders, receivers", [(1, 2), (2, 1), (2, 2), (4, 2)])
+def test_tensor_ranks_that_are_processes_have_roles_of_their_own(senders, receivers):
+    """Here they are engines of one process: what each pair transfers are the heads that both have."""
+    ranks = {}
+    with contextlib.ExitStack() as stack:
+        for make, count in ((kv.Prefiller, senders), (kv.Decoder, receivers)):
+            bytes_ = PAGE // count
+            for index in range(count):
+                engine = stack.enter_context(te.Engine(f"{make.__name__} {index}", timeout=10))
+                region = engine.allocate(LAYERS * PAGES * bytes_)
+                planes = [kv.Plane(layer * PAGES * bytes_, bytes_, PAGES) for layer in range(LAYERS)]
+                part = layout(first_tensor_rank=index, all_tensor_ranks=count)
+                role = stack.enter_context(make(f"{make.__name__} {index}", part, [kv.Rank(engine, [region], planes)], **FAST))
+                ranks[make, index] = role, region
+
+        def head(make, count, number, layer, one):
+            """The bytes of a head in a page: heads are first, so they lie together."""
+            region, heads = ranks[make, number * count // HEADS][1], HEADS // count
+            begin = ((layer * PAGES + one) * heads + number % heads) * HEAD_BYTES * PAGE_TOKENS
+            return memoryview(region)[begin:begin + HEAD_BYTES * PAGE_TOKENS]
+
+        for number in range(HEADS):
+            for layer in range(LAYERS):
+                with head(kv.Prefiller, senders, number, layer, 3) as view:
+                    view[:] = bytes([17 * number + layer + 1]) * len(view)
+        pairs = [(source, target) for target in range(receivers) for source in range(senders)
+                 if source * receivers < (target + 1) * senders and target * senders < (source + 1) * receivers]
+        for source, target in pairs:
+            decoder = ranks[kv.Decoder, target][0]
+            decoder.ask(decoder.connect(ranks[kv.Prefiller, source][0].address), end=PAGE_TOKENS, pages=[[6]])
+        for source in range(senders):
+            prefiller = ranks[kv.Prefiller, source][0]
+            jobs = [wait_for(prefiller, kv.Kind.JOB).job for pair in pairs if pair[0] == source]
+            for job in jobs:
+                job.accept([[3]])
+            prefiller.forward([(job, 0, PAGE_TOKENS) for job in jobs])
+            prefiller.computed(LAYERS)
+        for _, target in pairs:
+            wait_for(ranks[kv.Decoder, target][0], kv.Kind.READY)
+        for number in range(HEADS):
+            for layer in range(LAYERS):
+                with head(kv.Decoder, receivers, number, layer, 6) as view:
+                    assert bytes(view) == bytes([17 * number + layer + 1]) * len(view)
+
+
+def test_ranks_without_a_common_head_refuse_each_other():
+    with te.Engine("source", timeout=10) as source, te.Engine("target", timeout=10) as target:
+        prefiller = kv.Prefiller("p", layout(all_tensor_ranks=2), [rank(source)], **FAST)
+        decoder = kv.Decoder("d", layout(first_tensor_rank=1, all_tensor_ranks=2), [rank(target)], **FAST)
+        decoder.ask(decoder.connect(prefiller.address), end=8, pages=[[1]])
+        reason = wait_for(decoder, kv.Kind.FAILED).reason
+        assert reason.code is kv.Code.INCOMPATIBLE and "heads" in reason.message
+        prefiller.close()
+        decoder.close()
+
+
 def test_chunks_bring_their_pages_and_a_prefix_stays_away(sides):
     sides.decoder.ask(sides.peer, cached=8, end=24, pages=[[5, 1, 9]])
     job = sides.job()

@@ -133,6 +133,13 @@ class Engine:
             if message[0] == "done":
                 self._done[message[1]] = message[2:]
 
+    def until_free(self, blocks, seconds=60):
+        """Waits until so many blocks are free."""
+        deadline = time.monotonic() + seconds
+        while (free := self.look("free")) != blocks:
+            assert time.monotonic() < deadline, f"{self.name}: {free} blocks of {blocks} are free"
+            time.sleep(0.05)
+
     def kill(self):
         """As a machine that fails: nothing is said to anybody."""
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -5,13 +5,6 @@ import time
 from conftest import COUNT, prompts
 
 
-def wait_until(holds, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_prompts_of_mixed_length_with_aborts_in_between(cluster):
     draw = random.Random(11)
     free = cluster.prefill.look("free"), cluster.decode.look("free")
@@ -36,7 +29,8 @@ def test_prompts_of_mixed_length_with_aborts_in_between(cluster):
                 wrong.append((begin + index, len(batch[index]), tokens, expected))
     assert not wrong
     # All blocks come back, also those of aborted requests.
-    wait_until(lambda: (cluster.prefill.look("free"), cluster.decode.look("free")) == free)
+    for engine, blocks in zip((cluster.prefill, cluster.decode), free):
+        engine.until_free(blocks)
 
 
 def test_the_cache_that_was_pushed_is_the_one_that_is_used(cluster):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from transfer_engine.vllm.connector import Options
-from transfer_engine.vllm.messages import Offer, Progress, Step, pack_input, prompt_digest, unpack_input
+from transfer_engine.vllm.messages import Offer, Progress, Step, pack_input, prompt_digest, senders, unpack_input
 from transfer_engine.vllm.scheduler import DecodeScheduler, PrefillScheduler
 
 BLOCK = 32
@@ -42,7 +42,7 @@ def output(new=(), cached=(), preempted=()):
 @pytest.fixture
 def prefill():
     scheduler = PrefillScheduler(BLOCK, patience=10, checks_prompts=True, clock=Clock())
-    scheduler.address = b"where"
+    scheduler.addresses = [b"where"]
     return scheduler
 
 
@@ -148,6 +148,64 @@ def test_what_is_withdrawn_is_waited_for_again(prefill):
     assert not prefill.may_begin(remote("r", 40))
 
 
+def test_a_request_waits_for_all_tensor_ranks_of_its_decoder(prefill):
+    """Two workers here, four ranks there: each worker is asked twice, now or later."""
+    one, digest = remote("r", 40), prompt_digest(list(range(40)))
+    offered = [Progress({"t": Offer(digest, 64, total=4)}) for _ in range(4)]
+    prefill.heard(offered[0].aggregate(offered[1]))
+    assert not prefill.may_begin(one)
+    prefill.heard(offered[2].aggregate(Progress()))
+    assert not prefill.may_begin(one)
+    prefill.heard(Progress().aggregate(offered[3]))
+    assert prefill.may_begin(one)
+    prefill.allocated(one)
+    assert len(build(prefill, [("r", [1, 2], 0, 40)]).chunks) == 1
+
+
+def test_what_not_all_ranks_have_asked_for_is_refused_and_so_is_the_rest(prefill):
+    one = remote("r", 40)
+    late = Progress({"t": Offer(prompt_digest(list(range(40))), 64, total=2)})
+    prefill.may_begin(one)
+    prefill.heard(late)
+    prefill._clock.now += 10
+    assert prefill.may_begin(one)
+    prefill.allocated(one)
+    assert "ranks" in build(prefill, [("r", [1, 2], 0, 40)]).refused["t"]
+    assert prefill.finished(one, False)[0] is False
+    prefill.heard(late)
+    assert "ended" in build(prefill).refused["t"]
+
+
+def test_every_head_is_asked_for_once_by_each_that_has_it():
+    for heads in (1, 2, 4, 8, 12):
+        sizes = [ranks for ranks in (1, 2, 3, 4, 6, 8, 16) if heads % ranks == 0 or ranks % heads == 0]
+        for ranks in sizes:
+            for others in sizes:
+                asked = [senders(heads, ranks, rank, others) for rank in range(ranks)]
+                for rank in range(ranks):
+                    mine = {head for head in range(heads) if rank * heads // ranks <= head
+                            < max(rank * heads // ranks + 1, (rank + 1) * heads // ranks)}
+                    theirs = [head for other in asked[rank] for head in range(heads) if other * heads // others <= head
+                              < max(other * heads // others + 1, (other + 1) * heads // others)]
+                    assert len(theirs) == len(set(theirs)) and mine <= set(theirs)
+                    if others % ranks == 0 or ranks % others == 0:
+                        assert len(asked[rank]) <= max(1, others // ranks)
+                if heads == 1 and ranks % others == 0:  # equal ones share the work
+                    assert {asked.count([other]) for other in range(others)} == {ranks // others}
+
+
+def test_a_prefiller_that_is_none_ends_nobody():
+    for bad in ({}, {"prefiller": 3, "transfer_id": "t"}, {"prefiller": "?", "transfer_id": "t"},
+                {"prefiller": "", "transfer_id": "t"}, {"prefiller": "d2hlcmU="}):
+        one = request("r", 100, do_remote_prefill=True, **bad)
+        decode = DecodeScheduler(BLOCK)
+        assert decode.matched_tokens(one, 0) == (0, False)
+        decode.allocated(one, [1, 2, 3, 4], 0)
+        step = Step()
+        decode.build(step)
+        assert not step.asks
+
+
 def test_a_decoder_asks_once_for_what_it_has_not():
     decode = DecodeScheduler(BLOCK)
     one = request("r", 100, do_remote_prefill=True, transfer_id="t", prefiller=base64.b64encode(b"where").decode())
@@ -160,7 +218,7 @@ def test_a_decoder_asks_once_for_what_it_has_not():
     step = Step()
     decode.build(step)
     ask = step.asks["r"]
-    assert (ask.cached, ask.end, ask.blocks, ask.prefiller) == (32, 128, [5, 6, 7, 8], b"where")
+    assert (ask.cached, ask.end, ask.blocks, ask.prefillers) == (32, 128, [5, 6, 7, 8], [b"where"])
     decode.finished(one)
     decode.finished(request("local", 3))
     step = Step()
@@ -169,8 +227,8 @@ def test_a_decoder_asks_once_for_what_it_has_not():
 
 
 def test_inputs_and_options_that_are_none():
-    assert unpack_input(pack_input("té", b"d" * 16)) == ("té", b"d" * 16)
-    for data in (b"", b"TEV1", b"x" * 40):
+    assert unpack_input(pack_input("té", b"d" * 16, 3)) == ("té", b"d" * 16, 3)
+    for data in (b"", b"TEV2", b"x" * 40, b"TEV1" + b"x" * 40):
         with pytest.raises(ValueError):
             unpack_input(data)
     assert Options.of({"nics": ["shm", "tcp:lo"]}).nics == ("shm", "tcp:lo")

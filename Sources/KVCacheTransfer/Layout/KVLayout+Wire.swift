@@ -11,6 +11,10 @@ extension KVLayout {
             }
         }
         writer.write(UInt16(tensorRanks))
+        if let part {
+            writer.write(UInt16(part.firstTensorRank))
+            writer.write(UInt16(part.allTensorRanks))
+        }
         writer.write(list: stages) { stage, writer in
             writer.write(UInt16(stage.lowerBound))
             writer.write(UInt16(stage.upperBound))
@@ -23,7 +27,7 @@ extension KVLayout {
     }
 
     /// Reads a layout and checks it.
-    init(from reader: inout ByteReader) throws(TransferError) {
+    init(from reader: inout ByteReader, isPart: Bool) throws(TransferError) {
         let name = try reader.readString(limit: KVLimits.textBytes)
         let elementType = try reader.readString(limit: KVLimits.textBytes)
         let groups = try reader.readList(limit: KVLimits.groups) { (reader) throws(TransferError) in
@@ -39,6 +43,11 @@ extension KVLayout {
             return group
         }
         let tensorRanks = Int(try reader.read(UInt16.self))
+        let part =
+            isPart
+            ? Part(
+                firstTensorRank: Int(try reader.read(UInt16.self)),
+                allTensorRanks: Int(try reader.read(UInt16.self))) : nil
         let stages = try reader.readList(limit: KVLimits.ranks) { (reader) throws(TransferError) in
             let (begin, end) = (Int(try reader.read(UInt16.self)), Int(try reader.read(UInt16.self)))
             guard begin <= end else {
@@ -55,7 +64,7 @@ extension KVLayout {
         }
         self.init(
             model: KVModel(name: name, elementType: elementType, groups: groups), tensorRanks: tensorRanks,
-            stages: stages, formats: formats)
+            part: part, stages: stages, formats: formats)
         do throws(KVError) { try validate() } catch {
             throw TransferError(.malformedDescriptor, error.message)
         }

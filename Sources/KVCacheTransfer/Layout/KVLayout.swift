@@ -5,24 +5,45 @@
 public struct KVLayout: Hashable, Sendable {
     /// The model.
     public var model: KVModel
-    /// Tensor-parallel ranks of each stage.
+    /// Tensor-parallel ranks of each stage that this role has.
     public var tensorRanks: Int
+    /// Which they are, when other roles have the rest; nil is all of them.
+    public var part: Part?
     /// The model's layers in each pipeline stage, in order.
     public var stages: [Range<Int>]
     /// One for each of the model's groups.
     public var formats: [PageFormat]
 
+    /// Some of an instance's tensor ranks. Where ranks are processes, each has a role of its own, with a part of the heads; a
+    /// decoder then asks each prefiller that has some of its heads, into the same pages.
+    public struct Part: Hashable, Sendable {
+        /// The first of the ranks.
+        public var firstTensorRank: Int
+        /// Tensor-parallel ranks of each stage in all roles of the instance.
+        public var allTensorRanks: Int
+
+        /// Describes a part.
+        public init(firstTensorRank: Int, allTensorRanks: Int) {
+            self.firstTensorRank = firstTensorRank
+            self.allTensorRanks = allTensorRanks
+        }
+    }
+
     /// Describes a layout; `stages` is one stage by default.
     public init(
-        model: KVModel, tensorRanks: Int = 1, stages: [Range<Int>]? = nil, formats: [PageFormat]
+        model: KVModel, tensorRanks: Int = 1, part: Part? = nil, stages: [Range<Int>]? = nil,
+        formats: [PageFormat]
     ) {
         self.model = model
         self.tensorRanks = tensorRanks
+        self.part = part
         self.stages = stages ?? [0..<model.layerCount]
         self.formats = formats
     }
 
-    /// Ranks of the instance. Rank `stage * tensorRanks + tensorRank` holds a part of the heads of that stage's layers.
+    private var allTensorRanks: Int { part?.allTensorRanks ?? tensorRanks }
+
+    /// Ranks of the role. Rank `stage * tensorRanks + tensorRank` holds a part of the heads of that stage's layers.
     public var rankCount: Int { tensorRanks * stages.count }
 
     /// The stage that computes a layer.
@@ -33,18 +54,20 @@ public struct KVLayout: Hashable, Sendable {
         model.groups.firstIndex { $0.layers.contains(layer) }
     }
 
-    /// The heads of a group that a tensor rank holds: an equal share, or one head that other ranks hold as well.
+    /// The heads of a group that one of the role's tensor ranks holds: an equal share, or one head that other ranks hold as well.
     public func heads(ofGroup group: Int, tensorRank: Int) -> Range<Int> {
-        let heads = model.groups[group].heads
-        let first = tensorRank * heads / tensorRanks
-        return first..<max(first + 1, (tensorRank + 1) * heads / tensorRanks)
+        let (heads, rank) = (model.groups[group].heads, (part?.firstTensorRank ?? 0) + tensorRank)
+        let first = rank * heads / allTensorRanks
+        return first..<max(first + 1, (rank + 1) * heads / allTensorRanks)
     }
 
-    /// Ranks that hold each head of a group; 1 unless there are more ranks than heads.
-    public func replicas(ofGroup group: Int) -> Int { max(1, tensorRanks / model.groups[group].heads) }
+    /// Ranks of the role that hold each of its heads of a group; 1 unless there are more ranks than heads.
+    public func replicas(ofGroup group: Int) -> Int { min(tensorRanks, allReplicas(group)) }
+
+    private func allReplicas(_ group: Int) -> Int { max(1, allTensorRanks / model.groups[group].heads) }
 
     /// Heads that one rank holds.
-    func localHeads(_ group: Int) -> Int { max(1, model.groups[group].heads / tensorRanks) }
+    func localHeads(_ group: Int) -> Int { max(1, model.groups[group].heads / allTensorRanks) }
 
     /// The tokens of a group that are transferred: of a sliding window only its last pages, rounded to the longer of the pages.
     public func tokens(ofGroup group: Int, _ span: TokenSpan, otherPageTokens: Int) -> Range<Int> {
@@ -62,6 +85,13 @@ public struct KVLayout: Hashable, Sendable {
         }
         try require(tensorRanks >= 1, "tensorRanks is \(tensorRanks); at least 1")
         try require(rankCount <= KVLimits.ranks, "\(rankCount) ranks; at most \(KVLimits.ranks)")
+        if let part {
+            let (first, all) = (part.firstTensorRank, part.allTensorRanks)
+            try require(
+                (tensorRanks + 1...KVLimits.ranks).contains(all) && all % tensorRanks == 0
+                    && (0..<all).contains(first) && first % tensorRanks == 0,
+                "part: \(tensorRanks) tensor ranks from \(first) on are no equal part of \(all)")
+        }
         try require(
             formats.count == model.groups.count, "formats: one for each of \(model.groups.count) groups")
         let layers = model.layerCount
@@ -88,8 +118,15 @@ public struct KVLayout: Hashable, Sendable {
                 "keyBytes \(group.keyBytes), valueBytes \(group.valueBytes); at most \(KVLimits.headBytes)")
             try require((group.window ?? 1) >= 1, "window is \(group.window ?? 0); at least 1")
             try require(
-                group.heads % tensorRanks == 0 || tensorRanks % group.heads == 0,
-                "tensorRanks: \(group.heads) heads and \(tensorRanks) ranks; one divides the other")
+                group.heads % allTensorRanks == 0 || allTensorRanks % group.heads == 0,
+                "tensorRanks: \(group.heads) heads and \(allTensorRanks) ranks; one divides the other")
+        }
+        for group in model.groups.indices {
+            let replicas = allReplicas(group)
+            try require(
+                replicas % tensorRanks == 0 || tensorRanks % replicas == 0,
+                "tensorRanks: \(tensorRanks) here, \(replicas) that hold the same head; one divides the other"
+            )
         }
     }
 

@@ -28,6 +28,13 @@ public struct KVMapping: Hashable, Sendable {
         try source.checkCompatible(with: target)
         self.source = source
         self.target = target
+        for group in target.model.groups.indices
+        where (0..<target.tensorRanks).allSatisfy({ links(group: group, targetTensorRank: $0).isEmpty }) {
+            throw KVError(
+                .incompatible,
+                "part: the prefiller's tensor ranks have none of the heads that the decoder's have in group \(group)"
+            )
+        }
     }
 
     /// The tokens of a group that are transferred.

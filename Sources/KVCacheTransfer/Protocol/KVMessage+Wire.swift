@@ -4,8 +4,9 @@ extension KVMessage {
     /// The versions of the protocol that this library understands. Another one is refused by name.
     ///
     /// A message has the lowest version that knows it, so that a library of before understands whoever does not use what is new.
-    /// 1 is the first; 2 has digests: hellos that ask for them, and `digests`.
-    public static let versions: ClosedRange<UInt8> = 1...2
+    /// 1 is the first; 2 has digests: hellos that ask for them, and `digests`; 3 has
+    /// layouts of a part of an instance's ranks.
+    public static let versions: ClosedRange<UInt8> = 1...3
     private static let magic: [UInt8] = [0x54, 0x45, 0x4B]  // "TEK"
 
     private enum Kind: UInt8 {
@@ -15,7 +16,8 @@ extension KVMessage {
 
     private var version: UInt8 {
         switch self {
-        case .hello(let hello): hello.wantsDigests ? 2 : 1
+        case .hello(let hello): hello.version
+        case .welcome(let welcome): welcome.layout.part != nil ? 3 : 1
         case .digests: 2
         default: 1
         }
@@ -129,7 +131,7 @@ extension KVMessage {
             self = .welcome(
                 Welcome(
                     session: try reader.read(), name: try reader.readString(limit: KVLimits.textBytes),
-                    layout: try KVLayout(from: &reader)))
+                    layout: try KVLayout(from: &reader, isPart: version >= 3)))
         case .refuse: self = .refuse(session: try reader.read(), reason: try KVError(from: &reader))
         case .prefill:
             var prefill = try Prefill(from: &reader)
@@ -165,6 +167,8 @@ extension KVMessage {
 }
 
 extension KVMessage.Hello {
+    fileprivate var version: UInt8 { layout.part != nil ? 3 : wantsDigests ? 2 : 1 }
+
     fileprivate func write(to writer: inout ByteWriter, kind: UInt8) {
         writer.write(kind)
         writer.write(session)
@@ -180,15 +184,14 @@ extension KVMessage.Hello {
                 }
             }
         }
-        // All that version 2 has more.
-        if wantsDigests { writer.write(true) }
+        if version > 1 { writer.write(wantsDigests) }
     }
 
     fileprivate init(from reader: inout ByteReader, _ version: UInt8) throws(TransferError) {
         session = try reader.read()
         name = try reader.readString(limit: KVLimits.textBytes)
         address = try EngineAddress(decoding: reader.readLong(limit: 4096))
-        layout = try KVLayout(from: &reader)
+        layout = try KVLayout(from: &reader, isPart: version >= 3)
         ranks = try reader.readList(limit: KVLimits.ranks) { (reader) throws(TransferError) in
             let regions = try reader.readList(limit: KVLimits.regions) { (reader) throws(TransferError) in
                 try RemoteRegion(decoding: reader.readLong(limit: 4096))

@@ -23,7 +23,7 @@ struct KVSetup: Sendable {
         configuration = try KVConfiguration(config)
         closeTimeout =
             (config.cancel_timeout_ns > 0 ? config.cancel_timeout_ns : 5_000_000_000) + 1_000_000_000
-        let layout = try KVLayout(try readSized(layout, "layout", as: te_kv_layout.self))
+        let layout = try KVLayout(try readSized(layout, "layout", as: te_kv_layout.self, oldest: 56))
         self.layout = layout
         try kv { () throws(KVError) in try layout.validate() }
         guard rankCount == UInt64(layout.rankCount) else {
@@ -191,9 +191,12 @@ extension KVLayout {
             }
             stages.append(begin..<Int(end))
         }
+        let isPart = c.all_tensor_ranks != 0 && c.all_tensor_ranks != c.tensor_ranks
+        let part = KVLayout.Part(
+            firstTensorRank: Int(c.first_tensor_rank), allTensorRanks: Int(c.all_tensor_ranks))
         self.init(
-            model: model, tensorRanks: Int(c.tensor_ranks), stages: stages.isEmpty ? nil : stages,
-            formats: formats)
+            model: model, tensorRanks: Int(c.tensor_ranks), part: isPart ? part : nil,
+            stages: stages.isEmpty ? nil : stages, formats: formats)
     }
 }
 

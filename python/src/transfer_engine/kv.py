@@ -78,8 +78,14 @@ class Layout:
     element_type: str
     groups: Sequence[Group]
     tensor_ranks: int = 1
+    """Of each stage, in this role."""
     stage_ends: Sequence[int] = ()
     """The layer after the last one of each pipeline stage; none is one stage."""
+    first_tensor_rank: int = 0
+    """Where ranks are processes, each has a role with a part of them: which is the first. A decoder asks each prefiller that has
+    some of its heads, into the same pages."""
+    all_tensor_ranks: int = 0
+    """Of each stage in all roles of the instance; 0 when all are here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +284,7 @@ class _Role(Generic[Subject]):
         self._handle = _native.kv_open(
             self._is_decoder, name, heartbeats, nanoseconds(heartbeat, 0), nanoseconds(cancel_timeout, 0),
             nanoseconds(quarantine, 0), digests, layout.model, layout.element_type, layout.tensor_ranks,
-            array.array("I", layout.stage_ends).tobytes(), groups, tuple(_rank(rank) for rank in ranks))
+            layout.first_tensor_rank, layout.all_tensor_ranks, array.array("I", layout.stage_ends).tobytes(), groups, tuple(_rank(rank) for rank in ranks))
         self.name = name
         self._ranks = tuple(ranks)
         self._file = -1

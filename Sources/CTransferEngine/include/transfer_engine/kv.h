@@ -63,6 +63,8 @@ typedef struct te_kv_layout {
   uint64_t group_count;
   const uint32_t *stage_ends; /**< The layer after the last one of each pipeline stage; NULL is one stage. */
   uint64_t stage_count;
+  uint32_t first_tensor_rank; /**< Where ranks are processes, each has a role with a part of them: which is the first. */
+  uint32_t all_tensor_ranks;  /**< Of each stage in all roles of the instance; 0 when all are here. */
 } te_kv_layout;
 
 /** Equally long pages of one layer. */
@@ -98,7 +100,7 @@ typedef struct te_kv_config {
 } te_kv_config;
 
 #define TE_KV_GROUP_INIT {(uint32_t)sizeof(te_kv_group), 0, 0, 0, 0, 0, TE_KV_HEADS_FIRST, TE_KV_TOGETHER, NULL, 0}
-#define TE_KV_LAYOUT_INIT {(uint32_t)sizeof(te_kv_layout), 1, NULL, NULL, NULL, 0, NULL, 0}
+#define TE_KV_LAYOUT_INIT {(uint32_t)sizeof(te_kv_layout), 1, NULL, NULL, NULL, 0, NULL, 0, 0, 0}
 #define TE_KV_RANK_INIT {(uint32_t)sizeof(te_kv_rank), 0, 0, NULL, 0, NULL, 0}
 #define TE_KV_CONFIG_INIT {(uint32_t)sizeof(te_kv_config), 0, NULL, 0, 0, 0, 0, 0}
 

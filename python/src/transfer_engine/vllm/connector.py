@@ -7,6 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
 
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1, KVConnectorHandshakeMetadata, KVConnectorMetadata, KVConnectorRole, KVConnectorTransferResults)
 from vllm.v1.request import RequestStatus
@@ -65,8 +66,8 @@ class TransferEngineConnector(KVConnectorBase_V1):
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         parallel = vllm_config.parallel_config
-        if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-            raise ValueError("TransferEngineConnector: one worker for each instance; no tensor or pipeline parallelism yet")
+        if parallel.pipeline_parallel_size > 1 or parallel.decode_context_parallel_size > 1:
+            raise ValueError("TransferEngineConnector: no pipeline and no context parallelism")
         if len(kv_cache_config.kv_cache_groups) != 1:
             raise ValueError("TransferEngineConnector: only models with one group of cached layers")
         config = self._kv_transfer_config
@@ -86,9 +87,7 @@ class TransferEngineConnector(KVConnectorBase_V1):
 
     def set_xfer_handshake_metadata(self, metadata: Dict[int, KVConnectorHandshakeMetadata]) -> None:
         if self._prefills:
-            handshake = metadata[0]
-            assert isinstance(handshake, Handshake)
-            self._prefills.address = handshake.address
+            self._prefills.addresses = [one.address for _, one in sorted(metadata.items()) if isinstance(one, Handshake)]
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> Tuple[Optional[int], bool]:
         if self._prefills and not self._prefills.may_begin(request):
@@ -124,7 +123,10 @@ class TransferEngineConnector(KVConnectorBase_V1):
     # Worker
 
     def register_kv_caches(self, kv_caches: "Dict[str, torch.Tensor]") -> None:
-        cache = Cache(self._vllm_config, kv_caches, self._kv_cache_config.num_blocks, self._options.revision)
+        ranks, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+        if ranks > 1:
+            self._options.name += f" rank {rank}"
+        cache = Cache(self._vllm_config, kv_caches, self._kv_cache_config.num_blocks, self._options.revision, ranks, rank)
         if self._kv_transfer_config.is_kv_consumer:
             self._decoder = DecodeWorker(cache, self._options)
         if self._kv_transfer_config.is_kv_producer:

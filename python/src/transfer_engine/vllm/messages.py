@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import struct
 from array import array
-from typing import Dict, List, Sequence, Set, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata, KVConnectorMetadata, KVConnectorWorkerMetadata)
 
-__all__ = ["Ask", "Chunk", "Step", "Offer", "Progress", "Handshake", "prompt_digest", "pack_input", "unpack_input"]
+__all__ = ["Ask", "Chunk", "Step", "Offer", "Progress", "Handshake", "prompt_digest", "senders", "pack_input",
+           "unpack_input"]
 
 
 @dataclasses.dataclass
@@ -19,8 +20,8 @@ class Ask:
     """Decode: the cache of tokens `cached` to `end` goes into `blocks`."""
 
     transfer: str
-    prefiller: bytes
-    """Address of its engine."""
+    prefillers: List[bytes]
+    """Addresses of the engines of the prefiller's tensor ranks."""
     digest: bytes
     cached: int
     end: int
@@ -62,6 +63,14 @@ class Offer:
 
     digest: bytes
     end: int
+    total: int = 1
+    """So many pairs of tensor ranks share heads: so often the transfer is asked for."""
+    count: int = 1
+    """So often it has been by now."""
+
+    def plus(self, other: Optional["Offer"]) -> "Offer":
+        """With what another worker, or an earlier step, has heard."""
+        return dataclasses.replace(self, count=self.count + other.count) if other else self
 
 
 @dataclasses.dataclass
@@ -74,7 +83,8 @@ class Progress(KVConnectorWorkerMetadata):
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "Progress":
         assert isinstance(other, Progress)
-        return Progress({**self.offers, **other.offers}, self.withdrawn | other.withdrawn)
+        offers = {transfer: offer.plus(self.offers.get(transfer)) for transfer, offer in other.offers.items()}
+        return Progress({**self.offers, **offers}, self.withdrawn | other.withdrawn)
 
 
 @dataclasses.dataclass
@@ -89,17 +99,29 @@ def prompt_digest(tokens: Sequence[int]) -> bytes:
     return hashlib.blake2b(array("I", tokens).tobytes(), digest_size=16).digest()
 
 
-_INPUT = struct.Struct("<4s16s")
-_MAGIC = b"TEV1"
+def senders(heads: int, ranks: int, rank: int, others: int) -> List[int]:
+    """Which of a prefiller's `others` tensor ranks tensor rank `rank` of a decoder's `ranks` asks: all that have some of its
+    heads, of those that have the same ones another one for each decoder."""
+    first = rank * heads // ranks
+    mine = range(first, max(first + 1, (rank + 1) * heads // ranks))
+    replicas = max(1, others // heads)
+    groups = others // replicas
+    return [group * replicas + rank % replicas for group in range(groups)
+            if group * heads // groups < mine.stop and mine.start < (group + 1) * heads // groups]
 
 
-def pack_input(transfer: str, digest: bytes) -> bytes:
-    """What a decoder sends along with a request."""
-    return _INPUT.pack(_MAGIC, digest) + transfer.encode()
+_INPUT = struct.Struct("<4sH16s")
+_MAGIC = b"TEV2"
 
 
-def unpack_input(data: bytes) -> Tuple[str, bytes]:
+def pack_input(transfer: str, digest: bytes, total: int) -> bytes:
+    """What a decoder sends along with each of the `total` requests of a transfer."""
+    return _INPUT.pack(_MAGIC, total, digest) + transfer.encode()
+
+
+def unpack_input(data: bytes) -> Tuple[str, bytes, int]:
     """Raises ValueError for what is none."""
     if len(data) < _INPUT.size or data[:4] != _MAGIC:
         raise ValueError("the request is not one of this version of the vLLM connector")
-    return data[_INPUT.size:].decode(), data[4:_INPUT.size]
+    _, total, digest = _INPUT.unpack_from(data)
+    return data[_INPUT.size:].decode(), digest, total

@@ -24,6 +24,15 @@ def params_of(request: Any) -> Dict[str, Any]:
     return request.kv_transfer_params or {}
 
 
+def addresses_of(prefiller: Any) -> Optional[List[bytes]]:
+    """The engines of a prefiller's tensor ranks, as it has told the router; None for what no prefiller says."""
+    try:
+        addresses = [base64.b64decode(one, validate=True) for one in prefiller.split(",")]
+    except (AttributeError, ValueError):
+        return None
+    return addresses if all(addresses) else None
+
+
 class DecodeScheduler:
     """Requests with `do_remote_prefill` wait for a cache that a prefiller pushes into their blocks."""
 
@@ -34,7 +43,13 @@ class DecodeScheduler:
 
     def matched_tokens(self, request: Any, computed: int) -> Tuple[int, bool]:
         """Tokens beyond `computed` that will be loaded, and whether between steps."""
-        if not params_of(request).get("do_remote_prefill"):
+        params = params_of(request)
+        if not params.get("do_remote_prefill"):
+            return 0, False
+        if addresses_of(params.get("prefiller")) is None or "transfer_id" not in params:
+            # Parameters come from clients: what they say must not end the engine.
+            logger.warning("Request %s names no prefiller and no transfer; it is computed here", request.request_id)
+            params["do_remote_prefill"] = False
             return 0, False
         missing = request.num_prompt_tokens - computed
         return (missing, True) if missing > 0 else (0, False)
@@ -48,7 +63,7 @@ class DecodeScheduler:
         tokens = request.num_prompt_tokens
         end = -(-tokens // self._block_size) * self._block_size
         self._asks[request.request_id] = Ask(
-            str(params["transfer_id"]), base64.b64decode(params["prefiller"]),
+            str(params["transfer_id"]), addresses_of(params["prefiller"]) or [],
             prompt_digest(request.prompt_token_ids), tokens - external, end, blocks[:end // self._block_size])
 
     def finished(self, request: Any) -> None:
@@ -79,7 +94,7 @@ class PrefillScheduler:
 
     def __init__(self, block_size: int, patience: float, checks_prompts: bool,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        self.address = b""
+        self.addresses: List[bytes] = []
         self._block_size = block_size
         self._patience = patience
         self._checks_prompts = checks_prompts
@@ -96,7 +111,7 @@ class PrefillScheduler:
     def may_begin(self, request: Any) -> bool:
         """Whether a request need not wait any more for its decoder."""
         transfer = self._transfer(request)
-        if transfer is None or request.request_id in self._settled or transfer in self._offers:
+        if transfer is None or request.request_id in self._settled or self._is_offered(transfer):
             return True
         since = self._since.setdefault(request.request_id, self._clock())
         return self._clock() - since >= self._patience
@@ -108,8 +123,11 @@ class PrefillScheduler:
             return
         self._settled.add(request.request_id)
         self._since.pop(request.request_id, None)
+        is_offered = self._is_offered(transfer)
         offer = self._offers.pop(transfer, None)
-        if offer is None:
+        if offer is None or not is_offered:
+            if offer is not None:
+                self._refused[transfer] = "the request has begun before all of the decoder's ranks had asked"
             logger.warning("No decoder has asked for transfer %s; its cache stays here", transfer)
             return
         tokens = request.num_prompt_tokens
@@ -119,6 +137,10 @@ class PrefillScheduler:
             self._refused[transfer] = f"the decoder wants {offer.end} tokens of a prompt of {tokens}"
         else:
             self._pushed[request.request_id] = _Pushed(transfer, tokens)
+
+    def _is_offered(self, transfer: str) -> bool:
+        offer = self._offers.get(transfer)
+        return offer is not None and offer.count >= offer.total
 
     def _transfer(self, request: Any) -> Optional[str]:
         params = params_of(request)
@@ -171,13 +193,12 @@ class PrefillScheduler:
         elif transfer is not None and pushed is None:
             if self._offers.pop(transfer, None) is not None:
                 self._refused[transfer] = "the prefiller's request has ended"
-            else:
-                self._ended[transfer] = None
-                if len(self._ended) > ENDED_TRANSFERS:
-                    del self._ended[next(iter(self._ended))]
+            self._ended[transfer] = None  # for what asks later, and for a decoder's other ranks
+            if len(self._ended) > ENDED_TRANSFERS:
+                del self._ended[next(iter(self._ended))]
         if not params_of(request).get("do_remote_decode"):
             return holds, None
-        return holds, {"prefiller": base64.b64encode(self.address).decode()}
+        return holds, {"prefiller": ",".join(base64.b64encode(one).decode() for one in self.addresses)}
 
     def heard(self, progress: Progress) -> None:
         """News of the worker."""
@@ -185,6 +206,6 @@ class PrefillScheduler:
             if transfer in self._ended:
                 self._refused[transfer] = "the prefiller's request has ended"
             else:
-                self._offers[transfer] = offer
+                self._offers[transfer] = offer.plus(self._offers.get(transfer))
         for transfer in progress.withdrawn:
             self._offers.pop(transfer, None)

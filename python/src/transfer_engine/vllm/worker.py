@@ -4,7 +4,7 @@ do not wait, and events."""
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.logger import init_logger
@@ -13,7 +13,7 @@ from .. import kv
 from ..engine import Engine
 from ..errors import TransferError
 from .layout import Cache
-from .messages import Ask, Offer, Progress, Step, pack_input, unpack_input
+from .messages import Ask, Offer, Progress, Step, pack_input, senders, unpack_input
 from .processors import on_all_processors
 
 if TYPE_CHECKING:
@@ -28,64 +28,97 @@ IDLE_WAIT = 0.001
 take a core from whoever computes them."""
 
 
+class _Load:
+    """A request whose cache comes, from each tensor rank of the prefiller that has some of this one's heads."""
+
+    def __init__(self, request: str, tokens: int) -> None:
+        self.request = request
+        self.tokens = tokens
+        self.begin = time.perf_counter()
+        self.parts: Dict[kv.Request, bytes] = {}
+        """What has not ended, and the address of whom it was asked."""
+        self.has_failed = False
+
+    def cancel(self) -> None:
+        """Ends what has not; the blocks are vLLM's again when all has ended."""
+        for part in self.parts:
+            part.cancel()
+
+
 class DecodeWorker:
     """Asks prefillers for caches, and reports when they are there."""
 
     def __init__(self, cache: Cache, options: "Options") -> None:
         self._options = options
+        self._cache = cache
         with on_all_processors():
             self._engine = Engine(f"{options.name} decode", nics=options.nics, timeout=options.timeout)
             self._decoder = kv.Decoder(
                 options.name, cache.layout, [cache.rank(self._engine, remote_write=True)], heartbeat=options.heartbeat,
                 cancel_timeout=options.cancel_timeout, quarantine=options.quarantine, digests=options.digests)
         self._peers: Dict[bytes, kv.Peer] = {}
-        self._requests: Dict[str, kv.Request] = {}
-        self._waiting: Dict[kv.Request, Tuple[str, bytes, int, float]] = {}
+        self._loads: Dict[str, _Load] = {}
+        self._waiting: Dict[kv.Request, _Load] = {}
         self._received: Set[str] = set()
         self._failed: Set[str] = set()
 
     def begin(self, step: Step) -> None:
         """Before the forward pass."""
         for request, ask in step.asks.items():
+            load = self._loads[request] = _Load(request, ask.end - ask.cached)
             try:
-                self._ask(request, ask)
+                self._ask(load, ask)
             except TransferError as error:
                 logger.warning("Request %s is not loaded: %s", request, error)
-                self._failed.add(request)
-                self._received.add(request)
+                load.has_failed = True
+                load.cancel()
+            if not load.parts:
+                self._ended(load)
         for request in step.cancelled:
-            asked = self._requests.get(request)
-            if asked:
-                asked.cancel()
+            if request in self._loads:
+                self._loads[request].cancel()
 
-    def _ask(self, request: str, ask: Ask) -> None:
-        peer = self._peers.get(ask.prefiller)
-        if peer is None:
-            peer = self._peers[ask.prefiller] = self._decoder.connect(ask.prefiller)
-        asked = self._decoder.ask(
-            peer, cached=ask.cached, end=ask.end, pages=[ask.blocks], input=pack_input(ask.transfer, ask.digest),
-            timeout=self._options.timeout)
-        self._requests[request] = asked
-        self._waiting[asked] = (request, ask.prefiller, ask.end - ask.cached, time.perf_counter())
+    def _ask(self, load: _Load, ask: Ask) -> None:
+        heads, ranks, others = self._cache.heads, self._cache.tensor_ranks, len(ask.prefillers)
+        total = sum(len(senders(heads, ranks, rank, others)) for rank in range(ranks))
+        for sender in senders(heads, ranks, self._cache.tensor_rank, others):
+            address = ask.prefillers[sender]
+            peer = self._peers.get(address)
+            if peer is None:
+                peer = self._peers[address] = self._decoder.connect(address)
+            part = self._decoder.ask(
+                peer, cached=ask.cached, end=ask.end, pages=[ask.blocks],
+                input=pack_input(ask.transfer, ask.digest, total), timeout=self._options.timeout)
+            load.parts[part] = address
+            self._waiting[part] = load
+
+    def _ended(self, load: _Load) -> None:
+        del self._loads[load.request]
+        self._received.add(load.request)
+        if load.has_failed:
+            self._failed.add(load.request)
 
     def end(self, step: Step, results: KVConnectorTransferResults) -> None:
         """After the forward pass: what has come."""
         for event in self._decoder.poll(IDLE_WAIT if step.is_idle and self._waiting and not self._received else 0):
-            request, prefiller, tokens, begin = self._waiting[event.subject]
+            load = self._waiting[event.subject]
             if event.kind is kv.Kind.FAILED:
                 code = event.reason.code if event.reason else None
                 log = logger.info if code is kv.Code.CANCELLED else logger.warning
-                log("Request %s was not loaded: %s", request, event.reason)
-                self._failed.add(request)
+                log("Request %s was not loaded: %s", load.request, event.reason)
                 if code is kv.Code.PEER_LOST:
-                    self._forget(prefiller)
+                    self._forget(load.parts[event.subject])
+                if not load.has_failed:
+                    load.has_failed = True
+                    load.cancel()
                 continue
-            if event.kind is kv.Kind.READY:
-                logger.info("Loaded %d tokens of request %s in %.1f ms", tokens, request,
-                            (time.perf_counter() - begin) * 1000)
-            # After a failure the blocks are vLLM's again only now, when nothing can be written into them any more.
-            del self._waiting[event.subject], self._requests[request]
-            self._received.add(request)
+            # After a failure the blocks are vLLM's again only when nothing can be written into them any more.
+            del self._waiting[event.subject], load.parts[event.subject]
+            if not load.parts:
+                if not load.has_failed:
+                    logger.info("Loaded %d tokens of request %s in %.1f ms", load.tokens, load.request,
+                                (time.perf_counter() - load.begin) * 1000)
+                self._ended(load)
         results.finished_recving |= self._received
         results.failed_recving |= self._failed & self._received
         self._failed -= self._received
@@ -103,14 +136,33 @@ class DecodeWorker:
 
 
 class _Pushed:
-    """A job that a request of this instance computes."""
+    """The jobs that a request of this instance computes: one for each tensor rank of the decoder that has some of our heads."""
 
-    def __init__(self, job: kv.Job) -> None:
-        self.job = job
-        self.is_accepted = False
-        self.is_released = False
+    def __init__(self, jobs: List[kv.Job]) -> None:
+        self.jobs = jobs
+        self.held = set(jobs)
+        """Those that still read the request's blocks."""
         self.is_finished = False
         """vLLM has said that the request has ended."""
+
+    def abort(self, reason: str) -> None:
+        """Gives all of them up."""
+        for job in self.jobs:
+            job.abort(reason)
+
+
+class _Offered:
+    """What decoders' ranks have asked for, and nothing computes yet."""
+
+    def __init__(self, deadline: float) -> None:
+        self.jobs: Dict[str, kv.Job] = {}
+        """By the name of the rank."""
+        self.deadline = deadline
+
+    def abort(self, reason: str) -> None:
+        """Takes none of them on."""
+        for job in self.jobs.values():
+            job.abort(reason)
 
 
 class PrefillWorker:
@@ -128,7 +180,7 @@ class PrefillWorker:
         self._layers = len(cache.layers)
         # Layers of all passes that were announced, before the present one and with it.
         self._before = self._after = 0
-        self._offered: Dict[str, Tuple[kv.Job, float]] = {}
+        self._offered: Dict[str, _Offered] = {}
         self._pushed: Dict[str, _Pushed] = {}
         self._requests: Dict[kv.Job, str] = {}
         # Requests whose scheduler waits for a word that nothing reads their blocks, and which are no jobs.
@@ -140,26 +192,28 @@ class PrefillWorker:
         for transfer, reason in step.refused.items():
             offered = self._offered.pop(transfer, None)
             if offered:
-                offered[0].abort(reason)
+                offered.abort(reason)
         for request in step.aborted:
             pushed = self._pushed.get(request)
             if pushed:
-                pushed.job.abort("the prefiller's request has ended")
+                pushed.abort("the prefiller's request has ended")
         self._let_go(step.preempted)
         chunks = []
         for chunk in step.chunks:
             pushed = self._pushed.get(chunk.request)
             if pushed is None:
                 offered = self._offered.pop(chunk.transfer, None)
-                if offered is None:  # it has just been withdrawn
+                if offered is None:  # it has just been withdrawn, or other tensor ranks push it
                     self._orphans.add(chunk.request)
                     continue
-                pushed = self._pushed[chunk.request] = _Pushed(offered[0])
-                self._requests[offered[0]] = chunk.request
-                offered[0].accept([chunk.blocks])
+                pushed = self._pushed[chunk.request] = _Pushed(list(offered.jobs.values()))
+                for job in pushed.jobs:
+                    self._requests[job] = chunk.request
+                    job.accept([chunk.blocks])
             else:
-                pushed.job.extend([chunk.blocks])
-            chunks.append((pushed.job, chunk.begin, chunk.end))
+                for job in pushed.jobs:
+                    job.extend([chunk.blocks])
+            chunks += [(job, chunk.begin, chunk.end) for job in pushed.jobs]
         self._before = self._after
         if chunks:
             self._after += self._layers
@@ -182,16 +236,20 @@ class PrefillWorker:
         for request in requests:
             pushed = self._pushed.get(request)
             if pushed:
-                pushed.job.abort("preempted")
+                pushed.abort("preempted")
                 left.add(request)
         deadline = time.monotonic() + self._options.cancel_timeout + 2
-        while any(not self._pushed[request].is_released for request in left):
+        while any(self._pushed[request].held for request in left):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the blocks of {sorted(left)} are still being read after {self._options.cancel_timeout} s")
             self._poll(0.01)
         self._orphans.difference_update(requests)
         for request in left:
-            del self._requests[self._pushed.pop(request).job]
+            self._forget(request)
+
+    def _forget(self, request: str) -> None:
+        for job in self._pushed.pop(request).jobs:
+            del self._requests[job]
 
     def _poll(self, timeout: float) -> None:
         for event in self._prefiller.poll(timeout):
@@ -200,17 +258,18 @@ class PrefillWorker:
             elif event.kind is kv.Kind.STOP:
                 logger.info("Request %s is not pushed any more: %s", self._requests.get(event.job), event.reason)
             elif event.job in self._requests:
-                self._pushed[self._requests[event.job]].is_released = True
+                self._pushed[self._requests[event.job]].held.discard(event.job)
 
     def _offer(self, job: kv.Job) -> None:
         try:
-            transfer, digest = unpack_input(job.input)
+            transfer, digest, total = unpack_input(job.input)
         except ValueError as error:
             return job.abort(str(error))
-        if transfer in self._offered:
+        offered = self._offered.setdefault(transfer, _Offered(time.monotonic() + job.timeout))
+        if job.decoder in offered.jobs:
             return job.abort(f"transfer {transfer} has been asked for before")
-        self._offered[transfer] = (job, time.monotonic() + job.timeout)
-        self._progress.offers[transfer] = Offer(digest, job.end)
+        offered.jobs[job.decoder] = job
+        self._progress.offers[transfer] = Offer(digest, job.end, total).plus(self._progress.offers.get(transfer))
 
     def end(self, step: Step, finished: Set[str], results: KVConnectorTransferResults) -> None:
         """After the forward pass: whose blocks nobody reads any more."""
@@ -220,14 +279,14 @@ class PrefillWorker:
         for request in finished & self._pushed.keys():
             self._pushed[request].is_finished = True
         for request, pushed in list(self._pushed.items()):
-            if pushed.is_released and pushed.is_finished:
-                del self._pushed[request], self._requests[pushed.job]
+            if pushed.is_finished and not pushed.held:
+                self._forget(request)
                 results.finished_sending.add(request)
         now = time.monotonic()
-        for transfer, (job, deadline) in list(self._offered.items()):
-            if now > deadline:
+        for transfer, offered in list(self._offered.items()):
+            if now > offered.deadline:
                 del self._offered[transfer]
-                job.abort("no request for it has come to the prefiller")
+                offered.abort("no request for it has come to the prefiller")
                 self._progress.withdrawn.add(transfer)
 
     def progress(self) -> Optional[Progress]:
