@@ -81,7 +81,7 @@ let package = Package(
             name: "LibfabricProvider", dependencies: ["TransferCore", "CPlatform", "CLibfabric"],
             swiftSettings: hot),
         .target(
-            name: "VerbsProvider", dependencies: ["TransferCore", "CPlatform", "CVerbs"],
+            name: "VerbsProvider", dependencies: ["TransferCore", "Platform", "CPlatform", "CVerbs"],
             swiftSettings: hot + safe),
         .target(
             name: "TransferEngine",

@@ -12,6 +12,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -19,6 +20,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/timerfd.h>
 #include <sys/timex.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -252,6 +254,27 @@ long te_write_process(int pid, const struct te_range *source, const struct te_ra
 int te_die_with_parent(void) { return prctl(PR_SET_PDEATHSIG, SIGKILL) ? -errno : 0; }
 
 void te_close(int file) { close(file); }
+
+int te_wait_new(void) {
+    int wait = epoll_create1(EPOLL_CLOEXEC);
+    return wait < 0 ? -errno : wait;
+}
+
+int te_wait_add(int wait, int file) {
+    struct epoll_event event = {.events = EPOLLIN};
+    return epoll_ctl(wait, EPOLL_CTL_ADD, file, &event) ? -errno : 0;
+}
+
+int te_timer_new(void) {
+    int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    return timer < 0 ? -errno : timer;
+}
+
+void te_timer_set(int timer, uint64_t nanoseconds) {
+    struct itimerspec time = {
+        .it_value = {(time_t)(nanoseconds / 1000000000), (long)(nanoseconds % 1000000000)}};
+    timerfd_settime(timer, 0, &time, NULL);
+}
 
 int te_wait_readable(const int *files, int count, int milliseconds) {
     struct pollfd entries[64];

@@ -3,8 +3,6 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <sys/epoll.h>
-#include <sys/timerfd.h>
 
 static struct te_verbs_api library;
 static int (*compat_query_port)(struct ibv_context *, uint8_t, struct ibv_port_attr *);
@@ -99,26 +97,4 @@ int te_verbs_unblock(int file) {
     int flags = fcntl(file, F_GETFL);
     if (flags < 0 || fcntl(file, F_SETFL, flags | O_NONBLOCK) < 0) return -errno;
     return 0;
-}
-
-int te_verbs_wait_new(int first, int second, int *timer) {
-    int file = epoll_create1(EPOLL_CLOEXEC);
-    if (file < 0) return -errno;
-    *timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    int members[] = {first, second, *timer};
-    for (int i = 0; i < 3; i++) {
-        struct epoll_event event = {.events = EPOLLIN};
-        if (members[i] >= 0 && !epoll_ctl(file, EPOLL_CTL_ADD, members[i], &event)) continue;
-        int error = errno;
-        if (*timer >= 0) close(*timer);
-        close(file);
-        return -error;
-    }
-    return file;
-}
-
-void te_verbs_timer_set(int timer, uint64_t nanoseconds) {
-    struct itimerspec time = {
-        .it_value = {(time_t)(nanoseconds / 1000000000), (long)(nanoseconds % 1000000000)}};
-    timerfd_settime(timer, 0, &time, NULL);
 }

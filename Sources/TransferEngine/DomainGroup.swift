@@ -1,3 +1,4 @@
+internal import Platform
 internal import Synchronization
 internal import TransferCore
 
@@ -97,6 +98,10 @@ final class DomainGroup {
         var controlMessages: UInt64 = 0
         /// The number of the caller's last message.
         var messages: UInt32 = 0
+        /// For event loops, with manual progress.
+        var waitFile: WaitFile?
+        /// Whether nobody makes progress until that file is readable.
+        var isResting = false
     }
 
     /// How far a slot has been posted.

@@ -32,9 +32,7 @@ func openDomains(
             #if Libfabric
                 case .libfabric(let options):
                     var options = options
-                    if configuration.progress == .busy || configuration.progress == .manual {
-                        options.mayWait = false
-                    }
+                    if configuration.progress == .busy { options.mayWait = false }
                     domains.append(try LibfabricDomain(options, page: page, engine: page.engine))
             #endif
             #if Verbs

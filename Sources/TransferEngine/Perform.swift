@@ -12,6 +12,7 @@ extension TransferEngine {
         if isProgressThread {
             // With manual progress nobody else can close the engine meanwhile.
             guard !isStopping.load(ordering: .relaxed) || !isManual else { throw .engineClosed }
+            stirIfResting()
             return try body(group)
         }
         let call = Call(body: body, group: group)

@@ -61,6 +61,7 @@ extension TransferEngine {
         group.statuses[index].store(pending, ordering: .releasing)
         if isProgressThread {
             group.start(&group.slots[index], index)
+            stirIfResting()
         } else {
             let taken = group.submissions.push(index)
             precondition(taken, "the submission queue holds every slot")

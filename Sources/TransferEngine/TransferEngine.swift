@@ -203,6 +203,7 @@ public final class TransferEngine: @unchecked Sendable {
         end()
         for known in control.withLock({ $0.regions }).values { known.mapping?.unmap() }
         pageMapping.withoutFile.unmap()
+        group.hot.value.waitFile?.close()
         te_close(wakeFile)
     }
 
@@ -311,22 +312,28 @@ public final class TransferEngine: @unchecked Sendable {
             group.maySleep(isStuck: isStuck)
         else { return .awake }
         group.checkDeadlines()
-        var milliseconds = group.hot.value.ready.isEmpty ? group.watchMilliseconds : 1
-        let next = group.nextDeadline
-        if next != .max {
-            let left = (next - min(next, group.hot.value.now)) / 1_000_000 + 1
-            milliseconds = min(milliseconds, Int32(clamping: left))
-        }
-        var files = [wakeFile]
-        for domain in 0..<group.domains.count where group.domains[domain].fabric.wakeDescriptor >= 0 {
-            files.append(group.domains[domain].fabric.wakeDescriptor)
-        }
-        let isWoken = unsafe files.withUnsafeBufferPointer {
+        let milliseconds = millisecondsToSleep
+        let isWoken = unsafe filesToWaitFor.withUnsafeBufferPointer {
             unsafe te_wait_readable($0.baseAddress, Int32($0.count), milliseconds) != 0
         }
         if isWoken { _ = te_event_drain(wakeFile) }
         group.checkDeadlines()
         return isWoken ? .woken : .timePassed
+    }
+
+    /// How long nobody need look at what is due; at least 1.
+    var millisecondsToSleep: Int32 {
+        let milliseconds = group.hot.value.ready.isEmpty ? group.watchMilliseconds : 1
+        let next = group.nextDeadline
+        guard next != .max else { return milliseconds }
+        let left = (next - min(next, group.hot.value.now)) / 1_000_000 + 1
+        return min(milliseconds, Int32(clamping: left))
+    }
+
+    /// Files of which one is readable when somebody has brought something.
+    var filesToWaitFor: [Int32] {
+        [wakeFile]
+            + (0..<group.domains.count).map { group.domains[$0].fabric.wakeDescriptor }.filter { $0 >= 0 }
     }
 
     /// Wakes the worker if it sleeps. The caller has made its change visible with a sequentially consistent operation.
@@ -359,7 +366,9 @@ public final class TransferEngine: @unchecked Sendable {
     /// Of a closed engine nothing happens any more.
     @discardableResult public func progress() -> Bool {
         precondition(isManual, "progress() is for engines with manual progress")
-        return isStopping.load(ordering: .relaxed) ? false : group.progress()
+        if isStopping.load(ordering: .relaxed) { return false }
+        stirIfResting()
+        return group.progress()
     }
 }
 

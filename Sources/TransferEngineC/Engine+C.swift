@@ -82,7 +82,7 @@ public func te_engine_progress(_ engine: te_engine, _ happened: UnsafeMutablePoi
 @c @implementation
 public func te_engine_fd(_ engine: te_engine, _ fd: UnsafeMutablePointer<Int32>?) -> Int32 {
     call(engine, .engine) { box, _ throws(Failure) in
-        try place(fd, "fd").pointee = try box.events.openFile()
+        try place(fd, "fd").pointee = try box.openFile()
         return Int32(TE_OK)
     }
 }

@@ -92,6 +92,15 @@ final class EngineBox: Sendable {
         if left == 0 { owner.store(0, ordering: .releasing) }  // pairs with the exchange in admit()
     }
 
+    /// A file that is readable when `te_poll` has something to do.
+    func openFile() throws(Failure) -> Int32 {
+        let queue = try events.openFile()
+        guard isManual else { return queue }
+        do throws(TransferError) { return try engine.openWaitFile(with: [queue]) } catch {
+            throw Failure(error)
+        }
+    }
+
     func leave() {
         // pairs with the load in Registry.close
         calls.subtract(1, ordering: .releasing)

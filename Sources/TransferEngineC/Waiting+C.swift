@@ -102,6 +102,7 @@ public func te_poll(
             let taken = box.events.take(events, room)
             let now = taken > 0 || timeout == 0 ? UInt64.max : te_monotonic_nanoseconds()
             if taken > 0 || now >= deadline {
+                if mayProgress { box.engine.rest() }
                 count.pointee = UInt64(taken)
                 return Int32(TE_OK)
             }

@@ -1,4 +1,5 @@
 internal import CVerbs
+internal import Platform
 internal import TransferCore
 
 extension DomainState {
@@ -227,7 +228,7 @@ extension DomainState {
         }
         let now = now
         let due = nextTimer().map { max(1, $0 &- min($0, now)) } ?? 0
-        te_verbs_timer_set(handles.timer, due)
+        handles.waitFile?.wake(afterNanoseconds: due)
         return true
     }
 

@@ -1,5 +1,6 @@
 package import CVerbs
 internal import Glibc
+internal import Platform
 public import TransferCore
 
 /// One port of an RDMA NIC, driven through libibverbs: reliable connections over RoCE v2 or InfiniBand.
@@ -230,7 +231,7 @@ public import TransferCore
 
     public func prepareToSleep() -> Bool { unsafe state.pointee.prepareToSleep() }
 
-    public var wakeDescriptor: Int32 { unsafe state.pointee.handles.waitFile }
+    public var wakeDescriptor: Int32 { unsafe state.pointee.handles.waitFile?.descriptor ?? -1 }
 
     public func close() {
         guard !isClosed else { return }

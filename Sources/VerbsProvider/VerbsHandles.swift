@@ -1,5 +1,6 @@
 internal import CVerbs
 internal import Glibc
+internal import Platform
 internal import TransferCore
 
 /// The open objects of libibverbs that live as long as the domain, in the order in which they depend on each other.
@@ -19,8 +20,7 @@ internal import TransferCore
     /// Whether queue pairs take requests by calls.
     private(set) var usesCalls = false
     /// Readable when there is something to poll, and the timer among its sources.
-    private(set) var waitFile: Int32 = -1
-    private(set) var timer: Int32 = -1
+    private(set) var waitFile: WaitFile?
     let sizes: VerbsSizes
 
     /// Opens everything, or closes again what was opened and says what failed.
@@ -78,8 +78,7 @@ internal import TransferCore
         unsafe self.channel = channel
         let file = unsafe channel.pointee.fd
         guard te_verbs_unblock(file) == 0 else { throw VerbsError.failure("fcntl", errno, nic: nic) }
-        waitFile = unsafe te_verbs_wait_new(file, context.pointee.async_fd, &timer)
-        guard waitFile >= 0 else { throw VerbsError.failure("epoll_create", waitFile, nic: nic) }
+        waitFile = try WaitFile([file, unsafe context.pointee.async_fd])
         unsafe cq = try check(
             "ibv_create_cq of \(sizes.completions)",
             api.pointee.create_cq(context, Int32(sizes.completions), nil, channel, 0))
@@ -147,8 +146,7 @@ internal import TransferCore
         if let srq = unsafe immediateReceives { _ = unsafe api.pointee.destroy_srq(srq) }
         if let srq = unsafe messageReceives { _ = unsafe api.pointee.destroy_srq(srq) }
         if let cq = unsafe cq { _ = unsafe api.pointee.destroy_cq(cq) }
-        if waitFile >= 0 { _ = Glibc.close(waitFile) }
-        if timer >= 0 { _ = Glibc.close(timer) }
+        waitFile?.close()
         if let channel = unsafe channel { _ = unsafe api.pointee.destroy_comp_channel(channel) }
         if let mr = unsafe credits { _ = unsafe api.pointee.dereg_mr(mr) }
         if let mr = unsafe buffers { _ = unsafe api.pointee.dereg_mr(mr) }

@@ -70,6 +70,12 @@ import TransferEngine
         check(try GroupChecks.immediates(make(fabric)))
     }
 
+    /// In virtual time nobody waits for files.
+    @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases.filter { !$0.isSimulated })
+    func engineAtRestIsWoken(_ fabric: Fabric) throws {
+        check(try RestChecks.rests(make(fabric)))
+    }
+
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func messages(_ fabric: Fabric) throws {
         check(try GroupChecks.messages(make(fabric)))
     }

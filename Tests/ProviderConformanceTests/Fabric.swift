@@ -114,6 +114,9 @@ enum Fabric: String, Sendable, CustomStringConvertible {
     /// Whether registered memory has to exist: a region of 5 GiB then needs as much memory, and time.
     var pinsMemory: Bool { ["verbs", "verbsLists", "verbsRxm"].contains(rawValue) }
 
+    /// Whether its NICs have a file that tells of arrivals; libfabric's shm has none, and is polled without pause.
+    var sleeps: Bool { rawValue != "libfabricShm" }
+
     /// Whether a write with a wrong key ends with an error.
     var reportsWrongKeys: Bool { rawValue != "libfabricShm" }
 

@@ -63,18 +63,33 @@ def test_await(pair):
     asyncio.run(main())  # another loop
 
 
-def test_await_with_manual_progress(make_pair):
-    pair = make_pair(progress="manual")
+@pytest.mark.parametrize("nics", [["shm"], ["tcp:lo"]])
+def test_await_with_manual_progress(make_pair, nics):
+    """Nobody polls: peers, ends of transfers and deadlines wake the loop."""
+    pair = make_pair(progress="manual", nics=nics)
+    calls = []
+    readable = pair.b._on_readable
+    pair.b._on_readable = lambda: (calls.append(1), readable())
 
     async def main():
         arrived = asyncio.ensure_future(wait(pair.b.expect(7)))
         await pair.a.write(pair.source, pair.remote, 1 << 20, immediate=7)
         await arrived
+        late = asyncio.ensure_future(wait(pair.b.expect(8)))
+        await asyncio.sleep(0.1)
+        before = len(calls)
+        await asyncio.sleep(0.3)
+        assert len(calls) - before <= 10
+        await pair.a.send_immediate(pair.remote, 8)
+        await late
+        with pytest.raises(te.Stalled):
+            await pair.b.expect(9, timeout=0.05)
 
     async def wait(transfer):
         await transfer
 
     asyncio.run(main())
+    asyncio.run(main())  # another loop
 
 
 def test_a_task_that_is_cancelled_leaves_its_transfer_alone(pair):

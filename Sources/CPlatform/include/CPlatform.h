@@ -65,6 +65,12 @@ int te_event_signal(int fd);
 int te_event_drain(int fd);
 void te_close(int file);
 
+/// A file that is readable while one of those that have been added is, and a timer to be added. The file or -errno.
+int te_wait_new(void);
+int te_wait_add(int wait, int file);
+int te_timer_new(void);
+/// Sets the timer to run out, and be readable, in so many nanoseconds; 0 stops it. Clears an expiry that was not read.
+void te_timer_set(int timer, uint64_t nanoseconds);
 /// Waits until one of at most 64 files is readable. Returns how many are; 0 when the time has passed.
 int te_wait_readable(const int *files, int count, int milliseconds);
 /// Sleeps while the 32-bit word at `word` is `expected`, for at most `nanoseconds`; wakes all who sleep on it.

@@ -176,7 +176,8 @@ int32_t te_engine_address(te_engine engine, void *buffer, uint64_t capacity, uin
 /** Makes progress (TE_PROGRESS_MANUAL only). `happened` (may be NULL) says whether there was anything to do. */
 int32_t te_engine_progress(te_engine engine, int32_t *happened);
 /** A file descriptor that is readable while te_poll has something to return, for event loops; closed with the engine. With
- *  manual progress that becomes true only while somebody makes progress. */
+ *  manual progress: while te_poll has something to do. Each te_poll of such an engine then ends with telling its peers to wake it,
+ *  so that an event loop needs no thread of the engine; te_poll may return nothing. */
 int32_t te_engine_fd(te_engine engine, int32_t *fd);
 /** Writes the flight recorder to a new file, for `te trace`. */
 int32_t te_engine_write_trace(te_engine engine, const char *path);

@@ -63,9 +63,4 @@ const char *te_verbs_load_error(void);
 
 /// Makes reads of a file return at once. 0 or -errno.
 int te_verbs_unblock(int file);
-/// A file that is readable when one of two files is, or when the timer that is stored in `timer` runs out. The file or
-/// -errno.
-int te_verbs_wait_new(int first, int second, int *timer);
-/// Sets the timer to run out in so many nanoseconds; 0 stops it. Clears an expiry that was not read.
-void te_verbs_timer_set(int timer, uint64_t nanoseconds);
 #endif

@@ -43,13 +43,7 @@ class Transfer:
     def __await__(self) -> Generator[Any, None, None]:
         if not _native.is_pending(self._handle):
             return
-        engine = self.engine
-        if engine.progress_mode == "manual":
-            while _native.is_pending(self._handle):
-                engine.progress()
-                yield from asyncio.sleep(0).__await__()
-            return
-        yield from engine._future(self._handle)
+        yield from self.engine._future(self._handle)
 
     def add_done_callback(self, callback: Callable[["Transfer", Optional[TransferError]], None]) -> None:
         """Calls `callback(transfer, error)` once when it has ended, also when it has already; `error` is None for success.
