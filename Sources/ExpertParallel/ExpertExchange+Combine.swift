@@ -48,17 +48,16 @@ extension ExpertExchange {
     /// On to the next pass, or to the sums.
     private func endPass(_ batch: MicroBatch) {
         batch.waitStart = 0
-        var isLast = true
         var isRoundOver = true
         for rank in 0..<configuration.ranks {
             batch.links[rank].passRows = 0
             batch.links[rank].passFirst = batch.links[rank].placedRows
-            if batch.links[rank].placedRows < batch.links[rank].rowsFrom { isLast = false }
             if batch.links[rank].placedRows < batch.links[rank].grantedRows { isRoundOver = false }
         }
-        batch.phase = isLast ? .combining : .receiving
+        // What was said stays true when the rank that had more was lost meanwhile: then the next pass is empty.
+        batch.phase = batch.isLast ? .combining : .receiving
         batch.isEager = false
-        if !isLast, isRoundOver { grantRoom(batch) }
+        if !batch.isLast, isRoundOver { grantRoom(batch) }
     }
 
     // MARK: Sending

@@ -24,6 +24,8 @@ final class MicroBatch {
     /// Whether rows are placed by counts known beforehand, as they arrive; otherwise when all have.
     var isEager = false
     var isPlanned = false
+    /// Whether the pass at hand was said to be the last.
+    var isLast = false
     /// Copies for each (rank, local expert) of the pass, and where the next one goes.
     let counts: Table<UInt32>
     let cursors: Table<UInt32>

@@ -75,6 +75,39 @@ import TransferEngine
         }
     }
 
+    /// A rank dies that has more rows than have come: the pass that was promised comes, and is empty.
+    @Test(arguments: [ExpertConfiguration.Reduction.receiver, .sender])
+    func aRankWithMoreRowsDies(_ reduction: ExpertConfiguration.Reduction) throws {
+        for transport in [Transport.simulated, .sharedMemory] {
+            var shape = Self.shape(0)
+            (shape.ranks, shape.reduction, shape.privateRows) = (2, reduction, 2)
+            let full = try MemoryPlan(shape).byteCount
+            // The least that works.
+            for share in 1...100 where (try? MemoryPlan(shape)) == nil || shape.memoryBudget == nil {
+                shape.memoryBudget = full * share / 100
+            }
+            let ranks = try Ranks(transport, count: 2)
+            try ranks.open(shape)
+            let steps = try ranks.exchanges.map { exchange in
+                StepDriver(
+                    exchange,
+                    try StepInput(shape, count: exchange.configuration.rank == 0 ? 24 : 0, seed: 1) {
+                        Int32.random(in: 6..<12, using: &$0)
+                    })
+            }
+            for _ in 0..<10_000 where steps[1].passes == 0 {
+                for step in steps { try step.advance() }
+                ranks.pump()
+            }
+            ranks.dead.insert(0)
+            ranks.engines[0].close()
+            #expect(try ranks.run(steps), "\(transport) hangs")
+            #expect(steps[1].received.last?.reduce(0, +) == 0, "\(transport) \(steps[1].received)")
+            #expect(steps[1].result?.missingRanks == [0])
+            try ranks.close()
+        }
+    }
+
     /// All make a new exchange, with a new engine where the lost rank was.
     private func rejoin(_ ranks: Ranks, _ shape: ExpertConfiguration, _ lost: Int, _ seed: UInt64) throws {
         let old = ranks.exchanges
