@@ -40,7 +40,7 @@ import TransferEngine
             #expect(result.missingRanks == [lost])
             let dropped = driver.input.experts.count { experts.contains(Int($0)) }
             #expect(result.droppedEntries == dropped && result.isComplete == (dropped == 0))
-            #expect(driver.input.error(of: driver.values) { !experts.contains($0) } < 1)
+            #expect(driver.input.error(of: driver.values, isThere: { !experts.contains($0) }) < 1)
         }
     }
 
