@@ -89,10 +89,10 @@ extension NodeExchange {
         let (topK, scales) = (configuration.topK, configuration.scaleCount)
         let first = Int32(nodeExperts.lowerBound)
         let count = UInt32(nodeExperts.count)
+        step.arrived = arrived
+        guard let received = arrived.scales else { return }
         for row in 0..<arrived.rowCount {
-            guard let cargo = arrived.scales.map({ UnsafeRawPointer($0 + row * step.cargoCount) }) else {
-                return
-            }
+            let cargo = UnsafeRawPointer(received + row * step.cargoCount)
             if scales > 0 { memcpy(step.scales.address(of: row * scales), cargo, scales * 4) }
             memcpy(step.weights.address(of: row * topK), cargo + scales * 4, topK * 4)
             for entry in 0..<topK {
@@ -100,7 +100,6 @@ extension NodeExchange {
                 step.experts[row * topK + entry] = UInt32(bitPattern: expert) < count ? expert : -1
             }
         }
-        step.arrived = arrived
     }
 
     /// The tokens that have come to this node, as they go on inside.

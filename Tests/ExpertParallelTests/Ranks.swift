@@ -124,6 +124,8 @@ final class StepDriver {
     private(set) var result: StepResult?
     private(set) var passes = 0
     private(set) var received: [[UInt32]] = []
+    /// Called with the tokens of each pass.
+    var onReceived: (ReceivedTokens) -> Void = { _ in }
     let sums: UnsafeMutableRawPointer
     private enum State { case send, receive, sendBack, sum, done }
     private var state = State.send
@@ -152,6 +154,7 @@ final class StepDriver {
             guard let received = try exchange.tryDispatchReceive(batch) else { return }
             passes += 1
             self.received.append(Array(received.counts))
+            onReceived(received)
             input.model.run(received, exchange.configuration)
             state = .sendBack
             isLast = received.isLast
