@@ -298,6 +298,11 @@ extension ExpertExchange {
             for entry in 0..<configuration.topK where experts[entry] != RowFormat.noExpert {
                 try placeCopy(batch, rank, Int(experts[entry]), bytes, scales, streams)
             }
+            // Between nodes a row is one copy, and the room is for that.
+            let copies = batch.links[rank].copyEnd - batch.links[rank].copyStart
+            if configuration.level.isBetween, copies != row - batch.links[rank].passFirst + 1 {
+                throw malformed(rank, "a row")
+            }
             row += 1
         }
         batch.links[rank].placedRows = row

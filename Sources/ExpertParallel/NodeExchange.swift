@@ -24,7 +24,8 @@ public import TransferEngine
 ///
 /// **Ranks that fail.** A rank that is lost takes its experts with it, and, for the ranks of its number on other nodes, the way
 /// to its node. Whoever misses something is told so: `StepResult` counts the entries and names the ranks of their experts, and
-/// `droppedEntries(_:of:)` tells the entries of each token. Sums are those of all others, exactly.
+/// `droppedEntries(_:of:)` tells the entries of each token. Sums are those of all others, exactly. A rank that lives and does
+/// not come is given up within `ExpertConfiguration.deadline`, of which each level takes its share.
 ///
 /// Not thread-safe: one thread at a time. A call for one micro-batch also forwards what has come in for others. Warm steps
 /// neither allocate nor lock.
@@ -144,7 +145,7 @@ public final class NodeExchange: TokenExchange {
             let leader = other * size + configuration.rank % size
             return TransferError(
                 $0.code,
-                "rank \(leader), which leads to node \(other), as rank \(other) of its kind: \($0.message)")
+                "rank \(leader), the way to node \(other) and called by its number here: \($0.message)")
         }
     }
 }
