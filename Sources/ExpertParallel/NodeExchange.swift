@@ -25,7 +25,8 @@ public import TransferEngine
 /// **Ranks that fail.** A rank that is lost takes its experts with it, and, for the ranks of its number on other nodes, the way
 /// to its node. Whoever misses something is told so: `StepResult` counts the entries and names the ranks of their experts, and
 /// `droppedEntries(_:of:)` tells the entries of each token. Sums are those of all others, exactly. A rank that lives and does
-/// not come is given up within `ExpertConfiguration.deadline`, of which each level takes its share.
+/// not come is given up within `ExpertConfiguration.deadline`: after a quarter of it by those who wait for its tokens on other
+/// nodes, a half by those of its node, and three quarters by those who wait for its sums.
 ///
 /// Not thread-safe: one thread at a time. A call for one micro-batch also forwards what has come in for others. Warm steps
 /// neither allocate nor lock.
