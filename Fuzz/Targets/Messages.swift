@@ -57,6 +57,11 @@ extension Target {
 
     private static func experts(_ bytes: [UInt8]) {
         do throws(TransferError) {
+            // Over nodes an address is two of them.
+            if let both = try? NodeAddress(decoding: bytes) {
+                settles(both, { $0.encoded() }, { try? NodeAddress(decoding: $0) }, "an address over nodes")
+                return
+            }
             let address = try ExpertAddress(decoding: bytes)
             settles(address, { $0.encoded() }, { try? ExpertAddress(decoding: $0) }, "an address of experts")
         } catch {
@@ -124,10 +129,13 @@ extension Target {
         ]
         let experts = ExpertAddress(
             fingerprint: 1, rank: 2, firstImmediate: 3, engine: address, region: region)
+        let overNodes = NodeAddress(
+            fingerprint: 1, rank: 2, between: experts.encoded(), inside: experts.encoded())
         let pieces = Fragments.cut([1, 2, 3], number: 1).map { [UInt8($0.count)] + $0 }
         let parts: [[UInt8]] = [[0, 0, 0, 0, 0, 0, 2, 0, 7], [0, 0, 0, 0, 1, 0, 2, 0, 8]].map { [9] + $0 }
         return engines.map { [0] + $0.encoded } + caches.map { [1] + $0.encoded() }
             + [[2] + pieces.joined(), [2] + parts.joined(), [3] + start.encoded(), [4] + experts.encoded()]
+            + [[4] + overNodes.encoded()]
     }
 
     /// `ControlMessage`, `KVMessage`, `Fragments`, `WeightMessage`, `ExpertAddress`.

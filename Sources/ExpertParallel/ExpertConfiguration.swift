@@ -57,6 +57,8 @@ public struct ExpertConfiguration: Hashable, Sendable {
     public var spins = 1000
     /// How long a rank that lives may keep others waiting. A rank that has died is noticed by the engine's `Liveness`.
     public var deadline = Duration.seconds(30)
+    /// Whether it is one of the two exchanges of a `NodeExchange`, and which.
+    var level = Level.alone
 
     /// Describes an exchange; the other values have defaults.
     public init(
@@ -93,7 +95,7 @@ public struct ExpertConfiguration: Hashable, Sendable {
         try require(deadline > .zero, "a deadline lies in the future")
     }
 
-    private func require(_ condition: Bool, _ message: @autoclosure () -> String) throws(TransferError) {
+    func require(_ condition: Bool, _ message: @autoclosure () -> String) throws(TransferError) {
         if !condition { throw TransferError(.invalidArgument, "expert parallelism: " + message()) }
     }
 }

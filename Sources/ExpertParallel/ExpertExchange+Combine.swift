@@ -48,17 +48,16 @@ extension ExpertExchange {
     /// On to the next pass, or to the sums.
     private func endPass(_ batch: MicroBatch) {
         batch.waitStart = 0
-        var isLast = true
         var isRoundOver = true
         for rank in 0..<configuration.ranks {
             batch.links[rank].passRows = 0
             batch.links[rank].passFirst = batch.links[rank].placedRows
-            if batch.links[rank].placedRows < batch.links[rank].rowsFrom { isLast = false }
             if batch.links[rank].placedRows < batch.links[rank].grantedRows { isRoundOver = false }
         }
-        batch.phase = isLast ? .combining : .receiving
+        // What was said stays true when the rank that had more was lost meanwhile: then the next pass is empty.
+        batch.phase = batch.isLast ? .combining : .receiving
         batch.isEager = false
-        if !isLast, isRoundOver { grantRoom(batch) }
+        if !batch.isLast, isRoundOver { grantRoom(batch) }
     }
 
     // MARK: Sending
@@ -73,7 +72,9 @@ extension ExpertExchange {
     private func sendResults(_ batch: MicroBatch, _ rank: Int) throws(TransferError) -> Bool {
         let source = carrier(rank)
         let isFinal = batch.links[source].placedRows == batch.links[source].rowsFrom
-        if configuration.reduction == .sender {
+        if configuration.level.isBetween {
+            try sendOn(batch, rank)
+        } else if configuration.reduction == .sender {
             guard try sendSums(batch, rank, source, isFinal) else { return false }
         } else {
             guard try sendEach(batch, rank, source, isFinal) else { return false }
@@ -86,6 +87,21 @@ extension ExpertExchange {
     private func resultOffset(_ batch: MicroBatch, _ rank: Int) -> Int {
         let row = batch.links[rank].theirBase + batch.links[rank].returned
         return plan.resultsOffset + row * configuration.resultBytes
+    }
+
+    /// The sums of a node, from where they are: those for a rank are behind each other, in the order of its rows.
+    private func sendOn(_ batch: MicroBatch, _ rank: Int) throws(TransferError) {
+        let link = batch.links[rank]
+        let rows = link.copyEnd - link.copyStart
+        let first = rows > 0 ? Int(batch.grouped[link.copyStart]) : 0
+        let offset = plan.outputsOffset + first * configuration.resultBytes
+        let byteCount = rows * configuration.resultBytes
+        if rank == configuration.rank {
+            memcpy(batch.receiveBase + resultOffset(batch, rank), batch.sendBase + offset, byteCount)
+        } else {
+            try writeResults(batch, rank, offset - plan.combineOffset, byteCount, isFinal: true)
+        }
+        batch.links[rank].returned += rows
     }
 
     /// Every result by itself.
@@ -273,7 +289,7 @@ extension ExpertExchange {
             return nil
         }
         var result = StepResult()
-        addUp(batch, sums, stride ?? configuration.hidden * configuration.combineElement.byteCount)
+        addUp(batch, sums, stride ?? configuration.hidden * configuration.sumElement.byteCount)
         for rank in 0..<configuration.ranks where !batch.links[rank].hasResults {
             result.missingRanks.append(rank)
         }
@@ -303,7 +319,7 @@ extension ExpertExchange {
             }
             Kernels.weightedSum(
                 batch.rows.address(of: 0), batch.weights.address(of: 0), rowCount: terms, type,
-                into: sums + token * stride, configuration.combineElement, count: configuration.hidden)
+                into: sums + token * stride, configuration.sumElement, count: configuration.hidden)
         }
     }
 

@@ -49,7 +49,7 @@ extension ExpertExchange {
         return true
     }
 
-    private func begin(_ batch: MicroBatch, _ tokens: TokenBatch) throws(TransferError) {
+    func check(_ tokens: TokenBatch) throws(TransferError) {
         guard 0...configuration.maximumTokens ~= tokens.count else {
             throw TransferError(
                 .invalidArgument,
@@ -61,6 +61,10 @@ extension ExpertExchange {
             throw TransferError(
                 .invalidArgument, "tokens that overlap, or without the scales they should have")
         }
+    }
+
+    private func begin(_ batch: MicroBatch, _ tokens: TokenBatch) throws(TransferError) {
+        try check(tokens)
         guard batch.routing.route(tokens.experts, count: tokens.count, isLive: { peers[$0].isLive }) else {
             throw TransferError(
                 .invalidArgument, "an entry of a token's list is not one of \(configuration.experts) experts")

@@ -8,14 +8,17 @@ extension ExpertExchange {
         if batch.waitStart == 0 { batch.waitStart = max(1, now) }
         let waited = now &- min(now, batch.waitStart)
         guard waited >= Self.probeNanoseconds else { return }
+        // Between nodes a rank's results come when its node has them, which may have waited for others: see `Level`.
+        let isLate = configuration.level.isBetween && batch.phase == .combining
+        let deadline = isLate ? 3 &* deadlineNanoseconds : deadlineNanoseconds
         for rank in 0..<configuration.ranks
         where rank != configuration.rank && peers[rank].isLive && isAwaited(rank) {
-            if waited > deadlineNanoseconds {
+            if waited > deadline {
                 lose(
                     rank,
                     TransferError(
                         .stalled,
-                        "rank \(rank) has kept micro-batch \(batch.index) waiting for \(configuration.deadline) "
+                        "rank \(rank) has kept micro-batch \(batch.index) waiting for \(waited / 1_000_000) ms "
                             + "in step \(batch.step) (\(batch.phase)); it lives, and is slow or in another step"
                     ))
             } else {

@@ -45,15 +45,16 @@ extension ExpertExchange {
     private func received(_ batch: MicroBatch) -> ReceivedTokens {
         Kernels.finishStreaming()
         zeroPadding(batch)
+        batch.isLast = (0..<configuration.ranks).allSatisfy {
+            batch.links[$0].placedRows == batch.links[$0].rowsFrom
+        }
         return ReceivedTokens(
             rowCount: batch.rowCount, tokens: batch.groupedTokens,
             scales: format.scaleBytes > 0 ? batch.groupedScales : nil,
             outputs: batch.sendBase + plan.outputsOffset,
             counts: UnsafeBufferPointer(batch.expertCounts.memory),
             offsets: UnsafeBufferPointer(batch.expertOffsets.memory),
-            isLast: (0..<configuration.ranks).allSatisfy {
-                batch.links[$0].placedRows == batch.links[$0].rowsFrom
-            })
+            isLast: batch.isLast)
     }
 
     // MARK: What is to come
@@ -296,6 +297,11 @@ extension ExpertExchange {
             }
             for entry in 0..<configuration.topK where experts[entry] != RowFormat.noExpert {
                 try placeCopy(batch, rank, Int(experts[entry]), bytes, scales, streams)
+            }
+            // Between nodes a row is one copy, and the room is for that.
+            let copies = batch.links[rank].copyEnd - batch.links[rank].copyStart
+            if configuration.level.isBetween, copies != row - batch.links[rank].passFirst + 1 {
+                throw malformed(rank, "a row")
             }
             row += 1
         }

@@ -30,7 +30,7 @@ public import TransferEngine
 ///
 /// Not thread-safe: one thread at a time. With manual progress the waiting calls make progress.
 /// Warm steps neither allocate nor lock.
-public final class ExpertExchange {
+public final class ExpertExchange: TokenExchange {
     /// The shape.
     public let configuration: ExpertConfiguration
     /// How much memory each micro-batch uses.
@@ -44,6 +44,8 @@ public final class ExpertExchange {
     let placement: ExpertPlacement
     let localExperts: Range<Int>
     let deadlineNanoseconds: UInt64
+    /// Where tokens lie in the order of experts, if others read them from there.
+    let grouped: MemoryRegion?
     let peers: Table<PeerState>
     let batches: [MicroBatch]
     /// 0, 1, 2, ...: the pages of rows that lie behind each other.
@@ -84,20 +86,28 @@ public final class ExpertExchange {
         iota = Table(count: max(plan.outputRows, configuration.resultRows)) { UInt32($0) }
         isManual = engine.progressMode == .manual
         let receive = try engine.allocate(byteCount: batches * plan.receiveBytes, isPopulated: false)
+        var grouped: MemoryRegion?
         do throws(TransferError) {
+            if configuration.level.isBetween {
+                grouped = try engine.allocate(
+                    byteCount: batches * plan.groupedRowBytes, access: .localOnly, isPopulated: false)
+            }
             send = try engine.allocate(
                 byteCount: batches * plan.sendBytes, access: .localOnly, isPopulated: false)
             lease = try engine.lease(batches * Kind.allCases.count * configuration.ranks)
         } catch {
+            if let grouped { try engine.deregister(grouped) }
             try engine.deregister(receive)
             throw error
         }
         self.receive = receive
+        self.grouped = grouped
         let sendBase = send.baseAddress
         self.batches = (0..<batches).map {
             MicroBatch(
                 $0, configuration, plan, receive.baseAddress + $0 * plan.receiveBytes,
-                sendBase + $0 * plan.sendBytes)
+                sendBase + $0 * plan.sendBytes,
+                grouped: grouped.map { [number = $0] in $0.baseAddress + number * plan.groupedRowBytes })
         }
     }
 
@@ -151,6 +161,7 @@ public final class ExpertExchange {
         }
         try engine.deregister(receive)
         try engine.deregister(send)
+        if let grouped { try engine.deregister(grouped) }
         try engine.end(lease, isQuiet: isQuiet)
     }
 
@@ -184,10 +195,14 @@ public final class ExpertExchange {
         immediate(lease.first.value, batch, kind, from: rank)
     }
 
-    func batch(_ index: Int, _ phases: MicroBatch.Phase...) throws(TransferError) -> MicroBatch {
+    func expectOpen() throws(TransferError) {
         guard isConnected, !isClosed else {
             throw TransferError(.closed, "the exchange has not been connected, or has been closed")
         }
+    }
+
+    func batch(_ index: Int, _ phases: MicroBatch.Phase...) throws(TransferError) -> MicroBatch {
+        try expectOpen()
         guard batches.indices.contains(index) else {
             throw TransferError(.invalidArgument, "micro-batch \(index) of \(batches.count)")
         }

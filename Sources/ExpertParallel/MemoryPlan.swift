@@ -23,6 +23,12 @@ public struct MemoryPlan: Hashable, Sendable {
         privateRows = 1
         roomRows = 1
         outputRows = Self.leastOutput(configuration)
+        if configuration.level.isBetween {
+            // A token comes once to a node, so all that can come has its place, and a step is one pass.
+            privateRows = configuration.maximumTokens
+            outputRows = configuration.ranks * configuration.maximumTokens
+            return
+        }
         let least = self
         let wish = Self.wish(configuration)
         set(wish, share: 1)
@@ -54,9 +60,12 @@ public struct MemoryPlan: Hashable, Sendable {
     /// Balanced routing and half as much again; private rows for what is expected and a quarter, at least 32.
     private static func wish(_ shape: ExpertConfiguration) -> Rows {
         let groups = shape.ranks / shape.replicas
-        let pair = (shape.maximumTokens * min(shape.topK, shape.ranks) + shape.ranks - 1) / shape.ranks
+        // What the ranks of a node get from `nodes` nodes is there for experts on so many.
+        let nodes = shape.level.nodes
+        let tokens = (shape.maximumTokens + nodes - 1) / nodes
+        let pair = (tokens * min(shape.topK, shape.ranks * nodes) + shape.ranks - 1) / shape.ranks
         let privately = min(shape.maximumTokens, shape.privateRows ?? max(32, pair + pair / 4))
-        let copies = (shape.maximumTokens * groups * shape.topK + shape.ranks - 1) / shape.ranks
+        let copies = (tokens * groups * shape.topK + shape.ranks - 1) / shape.ranks
         let worst = shape.maximumTokens * groups * min(shape.topK, max(1, shape.placement.most) * shape.topK)
         let output = min(worst, copies + copies / 2) + leastOutput(shape)
         let room = max(1, pair * groups / 4, pair * groups * 3 / 2 - shape.ranks * privately)
@@ -104,15 +113,16 @@ public struct MemoryPlan: Hashable, Sendable {
     }
     /// Bytes from which results are sent.
     var combineBytes: Int {
+        if configuration.level.isBetween { return 0 }
         let rows = configuration.reduction == .sender ? passRows : outputRows
         return turnBytes + rows * configuration.replicas * configuration.resultBytes
     }
     /// Bytes of the experts' results.
-    var outputBytes: Int {
-        outputRows * configuration.hidden * configuration.combineElement.byteCount
-    }
-    /// Bytes of the tokens in the order of the experts, and of their scales.
-    var groupedBytes: Int { outputRows * (format.rowBytes + format.scaleBytes) }
+    var outputBytes: Int { outputRows * configuration.outputBytes }
+    /// Bytes of the tokens in the order of the experts.
+    var groupedRowBytes: Int { RowFormat.up(outputRows * format.rowBytes, 64) }
+    /// Bytes of those and of their scales.
+    var groupedBytes: Int { groupedRowBytes + outputRows * format.scaleBytes }
 
     var combineOffset: Int { RowFormat.up(dispatchBytes, 64) }
     var grantsOffset: Int { RowFormat.up(combineOffset + combineBytes, 64) }

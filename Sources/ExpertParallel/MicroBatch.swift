@@ -24,6 +24,8 @@ final class MicroBatch {
     /// Whether rows are placed by counts known beforehand, as they arrive; otherwise when all have.
     var isEager = false
     var isPlanned = false
+    /// Whether the pass at hand was said to be the last.
+    var isLast = false
     /// Copies for each (rank, local expert) of the pass, and where the next one goes.
     let counts: Table<UInt32>
     let cursors: Table<UInt32>
@@ -41,6 +43,7 @@ final class MicroBatch {
     let receiveBase: UnsafeMutableRawPointer
     let sendBase: UnsafeMutableRawPointer
     let groupedTokens: UnsafeMutableRawPointer
+    private let ownsGrouped: Bool
     let groupedScales: UnsafeMutablePointer<Float>
     /// Bytes of the dispatch memory that are in use.
     var dispatchUsed = 0
@@ -54,7 +57,8 @@ final class MicroBatch {
 
     init(
         _ index: Int, _ shape: ExpertConfiguration, _ plan: MemoryPlan,
-        _ receiveBase: UnsafeMutableRawPointer, _ sendBase: UnsafeMutableRawPointer
+        _ receiveBase: UnsafeMutableRawPointer, _ sendBase: UnsafeMutableRawPointer,
+        grouped memory: UnsafeMutableRawPointer?
     ) {
         self.index = index
         let experts = shape.placement.experts(of: shape.rank).count
@@ -71,14 +75,16 @@ final class MicroBatch {
         self.receiveBase = receiveBase
         self.sendBase = sendBase
         let format = RowFormat(shape)
-        groupedTokens = .allocate(byteCount: plan.outputRows * format.rowBytes, alignment: 64)
-        groupedScales = .allocate(capacity: max(1, plan.outputRows * shape.scaleCount))
+        groupedTokens =
+            memory ?? .allocate(byteCount: plan.outputRows * format.rowBytes, alignment: 64)
+        ownsGrouped = memory == nil
+        groupedScales = .allocate(capacity: max(1, plan.outputRows * format.scaleBytes / 4))
         rows = Table(repeating: UnsafeRawPointer(receiveBase), count: shape.topK)
         weights = Table(repeating: 1, count: shape.topK)
     }
 
     deinit {
-        groupedTokens.deallocate()
+        if ownsGrouped { groupedTokens.deallocate() }
         groupedScales.deallocate()
     }
 }

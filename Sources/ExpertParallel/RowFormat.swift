@@ -8,7 +8,7 @@ struct RowFormat: Hashable, Sendable {
     let topK: Int
     /// Bytes that are known of one row: `topK` FP32 weights, `topK` 16-bit local experts, up to a multiple of 16.
     let metaBytes: Int
-    /// Bytes of one row's scales.
+    /// Bytes of one row's scales, and of what travels with them.
     let scaleBytes: Int
     /// Bytes of one row as it travels.
     let rowBytes: Int
@@ -21,7 +21,7 @@ struct RowFormat: Hashable, Sendable {
     init(_ configuration: ExpertConfiguration) {
         topK = configuration.topK
         metaBytes = Self.up(configuration.topK * 6, 16)
-        scaleBytes = configuration.scaleCount * 4
+        scaleBytes = configuration.scaleCount * 4 + configuration.level.cargoBytes
         rowBytes = configuration.hidden * configuration.dispatchElement.byteCount
         headerBytes = Self.up(Header.byteCount + configuration.placement.most * 4, 64)
     }
@@ -56,8 +56,15 @@ extension ExpertConfiguration {
 
     /// Bytes of a row of results as it travels, and in the memory where it arrives.
     var resultBytes: Int {
-        hidden * (reduction == .sender ? ElementType.float32 : combineElement).byteCount
+        let bytes = hidden * (reduction == .sender ? ElementType.float32 : combineElement).byteCount
+        return level.isBetween ? RowFormat.up(bytes + Level.droppedBytes, 64) : bytes
     }
+
+    /// Bytes from one of the experts' results to the next.
+    var outputBytes: Int { level.isBetween ? resultBytes : hidden * combineElement.byteCount }
+
+    /// What sums are made of: those of a node are added to those of others before they are rounded.
+    var sumElement: ElementType { if case .inside = level { .float32 } else { combineElement } }
 
     /// Most rows of results that a rank gets back in one step.
     var resultRows: Int { maximumTokens * (reduction == .sender ? min(topK, ranks) : topK) }

@@ -54,7 +54,8 @@ public struct ReceivedTokens {
 public struct StepResult: Hashable, Sendable {
     /// Entries of the tokens' lists that did not contribute to the sums, because the rank of their expert is missing.
     public var droppedEntries = 0
-    /// Ranks that are missing; their experts are those of `ExpertPlacement`.
+    /// Ranks that are missing; their experts are those of `ExpertPlacement`. Over nodes, ranks that may be missing for a part of
+    /// the tokens only: `NodeExchange.droppedEntries(_:of:)` says for which.
     public var missingRanks: [Int] = []
     /// Whether every expert of every token contributed.
     public var isComplete: Bool { droppedEntries == 0 }

@@ -6,7 +6,7 @@ internal import TransferEngine
 final class MoERankRun {
     let rank: Int
     let engine: TransferEngine
-    private(set) var exchange: ExpertExchange?
+    private(set) var exchange: (any TokenExchange)?
     private(set) var isAlive = true
     private(set) var wholeSteps = 0
     private(set) var partialSteps = 0
@@ -31,9 +31,16 @@ final class MoERankRun {
     var place: String { "has \(left) steps left, at \(at)" }
 
     /// Makes a new exchange and returns its address.
-    func renew(_ shape: ExpertConfiguration, clock: any TransferClock) throws(TransferError) -> [UInt8] {
+    func renew(
+        _ shape: ExpertConfiguration, nodes: Int?, clock: any TransferClock
+    ) throws(TransferError) -> [UInt8] {
         try exchange?.close()
-        let exchange = try ExpertExchange(engine, shape, clock: clock)
+        let exchange: any TokenExchange
+        if let nodes {
+            exchange = try NodeExchange(engine, shape, nodes: nodes, clock: clock)
+        } else {
+            exchange = try ExpertExchange(engine, shape, clock: clock)
+        }
         self.exchange = exchange
         self.shape = shape
         return exchange.address
@@ -86,7 +93,8 @@ final class MoERankRun {
             case .sendBack:
                 if try exchange.tryCombineSend(0) { at = isLast ? .sum : .receive }
             case .sum:
-                guard let result = try unsafe exchange.tryCombineReceive(0, into: memory.sums) else { return }
+                guard let result = try unsafe exchange.tryCombineReceive(0, into: memory.sums, stride: nil)
+                else { return }
                 check(result, shape, report)
                 if result.missingRanks.isEmpty { wholeSteps += 1 } else { partialSteps += 1 }
                 left -= 1
@@ -101,16 +109,36 @@ final class MoERankRun {
         }
     }
 
+    /// Whether an expert is reported not to have contributed.
+    private func isDropped(_ entry: Int, _ result: StepResult, _ shape: ExpertConfiguration) -> Bool {
+        guard experts[entry] >= 0, !result.missingRanks.isEmpty else { return false }
+        if let exchange = exchange as? NodeExchange {
+            let bits = exchange.droppedEntries(0, of: entry / shape.topK)
+            return bits & 1 << UInt64(entry % shape.topK) != 0
+        }
+        return result.missingRanks.contains(shape.placement.owner(of: Int(experts[entry])))
+    }
+
     /// Numbers are such that FP32 is exact: every bit must be right.
     private func check(_ result: StepResult, _ shape: ExpertConfiguration, _ report: (String) -> Void) {
+        var dropped = 0
+        for entry in 0..<count * shape.topK where isDropped(entry, result, shape) {
+            dropped += 1
+            if !result.missingRanks.contains(shape.placement.owner(of: Int(experts[entry]))) {
+                report("rank \(rank): entry \(entry) is missing, and its rank is not")
+            }
+        }
+        if dropped != result.droppedEntries {
+            report("rank \(rank): \(dropped) entries are missing, not \(result.droppedEntries)")
+        }
         for token in 0..<count {
             for column in 0..<shape.hidden {
                 var expected: Float = 0
                 for entry in token * shape.topK..<(token + 1) * shape.topK where experts[entry] >= 0 {
-                    let expert = Int(experts[entry])
-                    if result.missingRanks.contains(shape.placement.owner(of: expert)) { continue }
+                    if isDropped(entry, result, shape) { continue }
                     expected +=
-                        weights[entry] * MoEMemory.result(expert, tokens[token * shape.hidden + column])
+                        weights[entry]
+                        * MoEMemory.result(Int(experts[entry]), tokens[token * shape.hidden + column])
                 }
                 let found = memory.sum(token * shape.hidden + column)
                 if found != expected {

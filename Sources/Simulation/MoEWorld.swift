@@ -10,8 +10,9 @@ internal import TransferEngine
 /// nothing may be missing.
 public struct MoEScenario: Sendable {
     /// The run of a seed.
-    public static func run(seed: UInt64) throws(TransferError) -> Outcome {
-        try MoEWorld(seed: seed).run()
+    /// - Parameter overNodes: Whether the ranks are on two or three nodes, over which tokens are exchanged.
+    public static func run(seed: UInt64, overNodes: Bool = false) throws(TransferError) -> Outcome {
+        try MoEWorld(seed: seed, overNodes: overNodes).run()
     }
 }
 
@@ -25,6 +26,8 @@ final class MoEWorld {
     private let network: SimulatedNetwork
     private var random: SeededGenerator
     private var shape: ExpertConfiguration
+    /// Over how many nodes tokens are exchanged; nil is not over nodes.
+    private var nodes: Int?
     private var ranks: [MoERankRun] = []
     private var faults: [Fault] = []
     private var owners: [UInt64: (process: Int, nic: Int)] = [:]
@@ -32,7 +35,7 @@ final class MoEWorld {
     private var outcome = Outcome()
     private var nextTick: UInt64 = 0
 
-    init(seed: UInt64) throws(TransferError) {
+    init(seed: UInt64, overNodes: Bool) throws(TransferError) {
         self.seed = seed
         network = SimulatedNetwork(seed: seed)
         random = SeededGenerator(seed: seed &* 0x9E37_79B9 &+ 7)
@@ -46,8 +49,17 @@ final class MoEWorld {
         shape.combineElement = .float32
         shape.dispatchElement = .float32
         shape.deadline = .seconds(5)
-        faults = drawFaults(count)
-        for rank in 0..<count { ranks.append(try open(rank, nics: Int.random(in: 1...2, using: &random))) }
+        if overNodes {
+            let nodes = Int.random(in: 2...3, using: &random)
+            self.nodes = nodes
+            shape.ranks = nodes * Int.random(in: 1...3, using: &random)
+            shape.experts += shape.ranks
+            shape.reduction = .sender
+        }
+        faults = drawFaults(shape.ranks)
+        for rank in 0..<shape.ranks {
+            ranks.append(try open(rank, nics: Int.random(in: 1...2, using: &random)))
+        }
         setFaults()
         try meet()
     }
@@ -105,7 +117,7 @@ final class MoEWorld {
         for rank in ranks {
             var shape = shape
             shape.rank = rank.rank
-            addresses.append(try rank.renew(shape, clock: network))
+            addresses.append(try rank.renew(shape, nodes: nodes, clock: network))
         }
         for rank in ranks { try rank.exchange?.connect(addresses) }
     }

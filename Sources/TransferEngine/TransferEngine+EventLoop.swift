@@ -20,11 +20,11 @@ extension TransferEngine {
     /// With NICs that tell of arrivals by no file - EFA and libfabric's shm - it is readable all the time.
     ///
     /// From the thread that makes progress.
-    /// - Parameter others: Files of the caller's that make it readable as well, given with the first call. Here and not around it,
-    ///   because the system lets files wait for files only five levels deep, of which NICs take up to three.
+    /// - Parameter others: Files of the caller's that make it readable as well, given with the first call. Here and not around
+    ///   it, because the system lets files wait for files only five levels deep, of which NICs take up to three.
     /// - Throws: `TransferError.Code.limitReached` when the process may have no more files, `engineClosed`.
     public func openWaitFile(with others: [Int32] = []) throws(TransferError) -> Int32 {
-        precondition(isManual, "openWaitFile() is for engines with manual progress; others wake by themselves")
+        precondition(isManual, "openWaitFile() is for engines with manual progress; others have a thread")
         guard !isStopping.load(ordering: .relaxed) else { throw .engineClosed }
         if let known = group.hot.value.waitFile { return known.descriptor }
         let file = try WaitFile(filesToWaitFor + others)

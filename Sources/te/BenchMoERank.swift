@@ -19,7 +19,7 @@ struct BenchMoERank: ParsableCommand {
         let configuration = shape.configuration(rank: rank, tokens: tokens)
         let processors = allowedProcessors()
         if !processors.isEmpty { _ = te_pin_self(Int32(processors[rank % processors.count])) }
-        let side = try MoERank(configuration)
+        let side = try MoERank(configuration, nodes: shape.nodes)
         _ = writeLine(hexadecimal(side.exchange.address), to: 1)
         var addresses: [[UInt8]] = []
         for _ in 0..<shape.ep {
@@ -41,7 +41,8 @@ private final class MoERank {
     /// Tokens choose their experts anew in each of so many steps.
     private static let choices = 4
 
-    let exchange: ExpertExchange
+    let exchange: any TokenExchange
+    private let nodes: Int
     private let engine: TransferEngine
     private let shape: ExpertConfiguration
     private let region: MemoryRegion
@@ -50,11 +51,14 @@ private final class MoERank {
     private let weights: UnsafeMutablePointer<Float>
     private let experts: [UnsafeMutablePointer<Int32>]
 
-    init(_ shape: ExpertConfiguration) throws {
+    init(_ shape: ExpertConfiguration, nodes: Int) throws {
         self.shape = shape
+        self.nodes = nodes
         let engine = try TransferEngine(Configuration(name: "rank \(shape.rank)", progress: .manual))
         self.engine = engine
-        exchange = try ExpertExchange(engine, shape)
+        exchange =
+            nodes > 0
+            ? try NodeExchange(engine, shape, nodes: nodes) : try ExpertExchange(engine, shape)
         let tokens = shape.maximumTokens
         region = try engine.allocate(byteCount: tokens * shape.hidden, access: .localOnly)
         memset(region.baseAddress, 0x38, region.byteCount)
@@ -87,22 +91,29 @@ private final class MoERank {
         weights.deallocate()
     }
 
+    /// Writes and bytes so far, on both levels where there are two.
+    private var done: (writes: Int, bytes: Int) {
+        let levels =
+            (exchange as? NodeExchange).map { [$0.statisticsBetweenNodes, $0.statisticsInsideNode] }
+            ?? (exchange as? ExpertExchange).map { [$0.statistics] } ?? []
+        return levels.reduce((0, 0)) {
+            ($0.0 + $1.dispatchWrites + $1.chunkWrites + $1.resultWrites, $0.1 + $1.bytes)
+        }
+    }
+
     /// Seconds of a step, bytes that it copies, memcpy's bytes per second, seconds of the dispatch and of the combine, and
     /// writes for each peer; medians.
     func run(warmUp: Int, steps: Int) throws -> String {
         var times: [(whole: Double, dispatch: Double)] = []
         var copied: [Double] = []
         for step in 0..<warmUp { _ = try self.step(step) }
-        let before = exchange.statistics
+        let before = done.writes
         for step in 0..<steps {
             let (time, bytes) = try self.step(step)
             times.append(time)
             copied.append(bytes)
         }
-        let after = exchange.statistics
-        let writes =
-            after.dispatchWrites + after.chunkWrites + after.resultWrites - before.dispatchWrites
-            - before.chunkWrites - before.resultWrites
+        let writes = done.writes - before
         let limit = copyLimit()
         let figures = [
             median(times.map(\.whole)), median(copied), limit, median(times.map(\.dispatch)),
@@ -114,7 +125,7 @@ private final class MoERank {
 
     private func step(_ number: Int) throws -> (time: (whole: Double, dispatch: Double), bytes: Double) {
         let start = monotonicSeconds()
-        let written = exchange.statistics.bytes
+        let written = done.bytes
         try exchange.dispatchSend(
             0,
             TokenBatch(
@@ -129,28 +140,33 @@ private final class MoERank {
             try exchange.combineSend(0)
             if received.isLast { break }
         }
-        let result = try exchange.combineReceive(0, into: sums)
+        let result = try exchange.combineReceive(0, into: sums, stride: nil)
         let whole = monotonicSeconds() - start
         guard result.isComplete else {
             throw TransferError(.peerLost, "ranks \(result.missingRanks) are missing")
         }
-        return ((whole, middle), bytes(copies, written: exchange.statistics.bytes - written))
+        return ((whole, middle), bytes(copies, written: done.bytes - written))
     }
 
     /// What a step copies: rows and results to others, rows to their places; sums count half of what they read and write.
     private func bytes(_ copies: Int, written: Int) -> Double {
-        let placed = copies * (shape.hidden + shape.scaleCount * 4)
+        let row = shape.hidden + shape.scaleCount * 4
+        let placed = copies * row
         let tokens = shape.maximumTokens
         let results = shape.hidden * 2
         if shape.reduction == .receiver {
             return Double(written + placed + tokens * (shape.topK + 1) * results / 2)
         }
         // Rows that travel or stay: one for each token and rank that has one of its experts, on average.
-        let miss = pow(1 - 1 / Double(shape.ranks), Double(shape.topK))
-        let rows = Double(tokens * shape.ranks) * (1 - miss)
+        func pairs(_ groups: Int) -> Double {
+            Double(tokens * groups) * (1 - pow(1 - 1 / Double(groups), Double(shape.topK)))
+        }
+        let rows = pairs(shape.ranks)
         let senders = (Double(copies * results) + rows * Double(2 * results)) / 2
         let receivers = (rows * Double(2 * results) + Double(tokens * results)) / 2
-        return Double(written + placed) + senders + receivers
+        // Over nodes all of that once more, but for experts' results.
+        let again = nodes > 0 ? pairs(nodes) * Double(row + 2 * results) : 0
+        return Double(written + placed) + senders + receivers + again
     }
 
     /// What memcpy copies while the other ranks do the same.

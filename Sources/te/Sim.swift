@@ -13,7 +13,7 @@ struct Sim: ParsableCommand {
 
     @Option(
         help: """
-            A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")), kv, weights, moe. \
+            A scenario, or all: \(Scenario.all.map(\.name).joined(separator: ", ")), kv, weights, moe, moe-nodes. \
             Or moe-latency: what dispatch and combine would take on NICs that are not here.
             """)
     var scenario = "all"
@@ -96,6 +96,7 @@ struct Sim: ParsableCommand {
                 replay: repeatKV),
             plain("weights") { try simulateWeights(seed: $0) },
             plain("moe") { try MoEScenario.run(seed: $0) },
+            plain("moe-nodes") { try MoEScenario.run(seed: $0, overNodes: true) },
         ]
     }
 

@@ -21,6 +21,9 @@ final class Ranks {
     let network: SimulatedNetwork?
     var engines: [TransferEngine] = []
     var exchanges: [ExpertExchange] = []
+    var nodeExchanges: [NodeExchange] = []
+    /// The NIC of each rank, where they are simulated.
+    private(set) var nics: [UInt64] = []
     let transport: Transport
     /// Ranks that take no part any more.
     var dead: Set<Int> = []
@@ -42,10 +45,10 @@ final class Ranks {
                     try TransferEngine(
                         options, clock: network, random: SeededGenerator(seed: seed &* 1000 &+ UInt64(rank))
                     ) { page in
-                        [
-                            network.openDomain(
-                                SimulatedNIC(name: "nic \(rank)"), page: page, engine: page.engine)
-                        ]
+                        let domain = network.openDomain(
+                            SimulatedNIC(name: "nic \(rank)"), page: page, engine: page.engine)
+                        nics.append(domain.id)
+                        return [domain]
                     })
                 continue
             }
@@ -67,6 +70,17 @@ final class Ranks {
         }
         let addresses = exchanges.map(\.address)
         for exchange in exchanges { try exchange.connect(addresses) }
+    }
+
+    /// Makes the exchange of a shape over nodes.
+    func open(_ shape: ExpertConfiguration, nodes: Int) throws {
+        nodeExchanges = try (0..<shape.ranks).map { rank in
+            var shape = shape
+            shape.rank = rank
+            return try NodeExchange(engines[rank], shape, nodes: nodes, clock: network ?? nil)
+        }
+        let addresses = nodeExchanges.map(\.address)
+        for exchange in nodeExchanges { try exchange.connect(addresses) }
     }
 
     /// One round of everybody's progress.
@@ -94,7 +108,9 @@ final class Ranks {
 
     func close() throws {
         for (rank, exchange) in exchanges.enumerated() where !dead.contains(rank) { try exchange.close() }
+        for (rank, exchange) in nodeExchanges.enumerated() where !dead.contains(rank) { try exchange.close() }
         exchanges = []
+        nodeExchanges = []
         for (rank, engine) in engines.enumerated() where !dead.contains(rank) { engine.close() }
     }
 }
@@ -102,19 +118,23 @@ final class Ranks {
 /// One step of one rank, as far as it has come.
 final class StepDriver {
     let rank: Int
-    let exchange: ExpertExchange
+    let exchange: any TokenExchange
     let batch: Int
     let input: StepInput
     private(set) var result: StepResult?
     private(set) var passes = 0
     private(set) var received: [[UInt32]] = []
+    /// Called with the tokens of each pass.
+    var onReceived: (ReceivedTokens) -> Void = { _ in }
     let sums: UnsafeMutableRawPointer
     private enum State { case send, receive, sendBack, sum, done }
     private var state = State.send
+    /// Leaves the last call of the step for later.
+    var stopsBeforeSum = false
 
     var isDone: Bool { state == .done }
 
-    init(_ exchange: ExpertExchange, batch: Int = 0, _ input: StepInput) {
+    init(_ exchange: any TokenExchange, batch: Int = 0, _ input: StepInput) {
         rank = exchange.configuration.rank
         self.exchange = exchange
         self.batch = batch
@@ -134,13 +154,15 @@ final class StepDriver {
             guard let received = try exchange.tryDispatchReceive(batch) else { return }
             passes += 1
             self.received.append(Array(received.counts))
+            onReceived(received)
             input.model.run(received, exchange.configuration)
             state = .sendBack
             isLast = received.isLast
         case .sendBack:
             if try exchange.tryCombineSend(batch) { state = isLast ? .sum : .receive }
         case .sum:
-            result = try exchange.tryCombineReceive(batch, into: sums)
+            if stopsBeforeSum { return }
+            result = try exchange.tryCombineReceive(batch, into: sums, stride: nil)
             if result != nil { state = .done }
         case .done: break
         }
@@ -262,14 +284,16 @@ final class StepInput {
     }
 
     /// The oracle: the dense computation in double precision, without anything of the library but the number formats. Only
-    /// experts for which `isThere` holds contribute.
-    func oracle(isThere: (Int) -> Bool = { _ in true }) -> (values: [Double], magnitude: [Double]) {
+    /// experts for which `isThere` holds contribute, and entries of tokens for which `contributes` does.
+    func oracle(
+        isThere: (Int) -> Bool = { _ in true }, contributes: (Int, Int) -> Bool = { _, _ in true }
+    ) -> (values: [Double], magnitude: [Double]) {
         var values = [Double](repeating: 0, count: count * shape.hidden)
         var magnitude = values
         for token in 0..<count {
             for entry in 0..<shape.topK {
                 let expert = Int(experts[token * shape.topK + entry])
-                guard expert >= 0, isThere(expert) else { continue }
+                guard expert >= 0, isThere(expert), contributes(token, entry) else { continue }
                 let weight = Double(weights[token * shape.topK + entry])
                 for column in 0..<shape.hidden {
                     var value = Double(shape.dispatchElement.value(tokens, token * shape.hidden + column))
@@ -286,8 +310,11 @@ final class StepInput {
     }
 
     /// The largest error against the oracle, as a multiple of what the formats allow.
-    func error(of sums: [Float], isThere: (Int) -> Bool = { _ in true }) -> Double {
-        let (values, magnitude) = oracle(isThere: isThere)
+    func error(
+        of sums: [Float], isThere: (Int) -> Bool = { _ in true },
+        contributes: (Int, Int) -> Bool = { _, _ in true }
+    ) -> Double {
+        let (values, magnitude) = oracle(isThere: isThere, contributes: contributes)
         let unit: Double =
             switch shape.combineElement {
             case .float32: 0x1p-20

@@ -4,11 +4,11 @@ import Testing
 
 /// Expert parallelism under faults, and the model of its latency.
 @Suite struct MoETests {
-    @Test func stepsEndAndSumsAreRight() throws {
+    @Test(arguments: [false, true]) func stepsEndAndSumsAreRight(_ overNodes: Bool) throws {
         var (whole, partial) = (0, 0)
         for seed in 1...40 as ClosedRange<UInt64> {
-            let outcome = try MoEScenario.run(seed: seed)
-            #expect(outcome.violations == [], "te sim --replay moe:\(seed)")
+            let outcome = try MoEScenario.run(seed: seed, overNodes: overNodes)
+            #expect(outcome.violations == [], "te sim --replay moe\(overNodes ? "-nodes" : ""):\(seed)")
             whole += outcome.completed
             partial += outcome.failed
         }
@@ -17,6 +17,8 @@ import Testing
 
     @Test func oneSeedOneRun() throws {
         #expect(try MoEScenario.run(seed: 9) == MoEScenario.run(seed: 9))
+        #expect(
+            try MoEScenario.run(seed: 9, overNodes: true) == MoEScenario.run(seed: 9, overNodes: true))
         #expect(try MoEScenario.run(seed: 9).hash != MoEScenario.run(seed: 10).hash)
     }
 
