@@ -5,7 +5,7 @@ usage: latency.py WAITS
 
 Between two writes everybody is asleep. Rows: `pipe` is what the system and asyncio take without this library: one process
 writes into a pipe, the other's loop reads it and ends a future. `await` is the same with a write and a counter, with an engine
-whose thread sleeps (adaptive), never does (busy), or that has none (manual).
+whose thread sleeps (adaptive), never does (busy), or that has none (event_loop).
 """
 import asyncio
 import json
@@ -87,5 +87,5 @@ def show(test, progress, samples):
 
 
 if __name__ == "__main__":
-    for progress in ("adaptive", "busy", "manual"):
+    for progress in ("adaptive", "busy", "event_loop"):
         measure(progress, int(sys.argv[1]))

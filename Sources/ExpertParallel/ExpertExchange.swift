@@ -84,7 +84,7 @@ public final class ExpertExchange: TokenExchange {
             UInt64(clamping: seconds) &* 1_000_000_000 &+ UInt64(attoseconds / 1_000_000_000)
         peers = Table(count: configuration.ranks) { _ in PeerState() }
         iota = Table(count: max(plan.outputRows, configuration.resultRows)) { UInt32($0) }
-        isManual = engine.progressMode == .manual
+        isManual = engine.progressMode.isManual
         let receive = try engine.allocate(byteCount: batches * plan.receiveBytes, isPopulated: false)
         var grouped: MemoryRegion?
         do throws(TransferError) {

@@ -17,9 +17,14 @@ public struct Configuration: Sendable {
         case busy
         /// The caller calls `progress()`. All calls come from one thread at a time, and nothing happens in between.
         case manual
+        /// As `manual`, and NICs tell of arrivals by files, for `TransferEngine.openWaitFile`; that costs them a little time.
+        case eventLoop
 
         /// Adaptive, with 20 microseconds of spinning.
         public static let adaptive = Progress.adaptive(spinNanoseconds: 20_000)
+
+        /// Whether the caller makes progress: there is no thread for it.
+        public var isManual: Bool { self == .manual || self == .eventLoop }
     }
 
     /// One NIC of the engine's device.

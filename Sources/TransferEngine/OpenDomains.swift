@@ -32,7 +32,9 @@ func openDomains(
             #if Libfabric
                 case .libfabric(let options):
                     var options = options
-                    if configuration.progress == .busy { options.mayWait = false }
+                    if configuration.progress == .busy || configuration.progress == .manual {
+                        options.mayWait = false
+                    }
                     domains.append(try LibfabricDomain(options, page: page, engine: page.engine))
             #endif
             #if Verbs

@@ -3,10 +3,10 @@ internal import Platform
 internal import Synchronization
 internal import TransferCore
 
-/// Engines with manual progress in an event loop: epoll, libuv, asyncio. No thread but the loop's own, and no wake-up but the
-/// system's.
+/// Engines in an event loop: epoll, libuv, asyncio. No thread but the loop's own, and no wake-up but the system's.
 ///
 /// ```swift
+/// let engine = try TransferEngine(Configuration(progress: .eventLoop))
 /// let file = try engine.openWaitFile()
 /// while let readable = loop.next(), readable == file {
 ///     engine.progress()
@@ -17,14 +17,15 @@ extension TransferEngine {
     /// A file that is readable when there is something to do: call `progress()`, and then `rest()`. It is readable from the
     /// beginning. The engine closes it when it is let go of; of several calls all return the same file.
     ///
-    /// With NICs that tell of arrivals by no file - EFA and libfabric's shm - it is readable all the time.
+    /// With NICs that tell of arrivals by no file - EFA, libfabric's shm, and libfabric's others with `Progress.manual` - it is
+    /// readable all the time.
     ///
     /// From the thread that makes progress.
     /// - Parameter others: Files of the caller's that make it readable as well, given with the first call. Here and not around
     ///   it, because the system lets files wait for files only five levels deep, of which NICs take up to three.
     /// - Throws: `TransferError.Code.limitReached` when the process may have no more files, `engineClosed`.
     public func openWaitFile(with others: [Int32] = []) throws(TransferError) -> Int32 {
-        precondition(isManual, "openWaitFile() is for engines with manual progress; others have a thread")
+        precondition(isManual, "openWaitFile() is for engines without a thread of their own")
         guard !isStopping.load(ordering: .relaxed) else { throw .engineClosed }
         if let known = group.hot.value.waitFile { return known.descriptor }
         let file = try WaitFile(filesToWaitFor + others)

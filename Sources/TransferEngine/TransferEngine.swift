@@ -124,7 +124,7 @@ public final class TransferEngine: @unchecked Sendable {
         self.page = page
         pageMapping = mapping
         self.wakeFile = wakeFile
-        isManual = configuration.progress == .manual
+        isManual = configuration.progress.isManual
         defaultTimeout = configuration.timeout.nanoseconds
         group = DomainGroup(
             domains: domains, page: page, clock: clock,

@@ -31,6 +31,7 @@ extension Configuration {
             c.spin_ns < 0 ? .adaptive : .adaptive(spinNanoseconds: UInt64(c.spin_ns))
         case TE_PROGRESS_BUSY: .busy
         case TE_PROGRESS_MANUAL: .manual
+        case TE_PROGRESS_EVENT_LOOP: .eventLoop
         default: throw Failure(TE_EINVALID, "config.progress is \(c.progress)")
         }
     }

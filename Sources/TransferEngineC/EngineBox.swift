@@ -38,7 +38,7 @@ final class EngineBox: Sendable {
         self.epoch = epoch
         self.serial = serial
         self.timeoutNanoseconds = timeoutNanoseconds
-        isManual = engine.progressMode == .manual
+        isManual = engine.progressMode.isManual
     }
 
     var handle: UInt64 { Handle(.engine, slot: slot, index: 0, serial: serial).bits }

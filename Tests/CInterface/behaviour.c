@@ -326,10 +326,54 @@ static void caller_memory(void) {
   EXPECT(TE_OK, te_engine_close(engine));
 }
 
+// As an event loop does it, until an event comes or the file is not readable for so long. Returns the number of events.
+static uint64_t loop(te_engine engine, int fd, int milliseconds, te_event *event) {
+  struct pollfd waiting = {fd, POLLIN, 0};
+  uint64_t count = 0;
+  while (count == 0 && poll(&waiting, 1, milliseconds) == 1) EXPECT(TE_OK, te_poll(engine, event, 1, 0, &count));
+  return count;
+}
+
+// An engine without a thread: whoever brings something makes its file readable.
+static void event_loop(void) {
+  side a = open_side("a", 0, 0);
+  te_config config = TE_CONFIG_INIT;
+  config.name = "b";
+  config.progress = TE_PROGRESS_EVENT_LOOP;
+  te_engine engine;
+  te_region region;
+  te_event event;
+  int fd, again;
+  EXPECT(TE_OK, te_engine_open(&config, &engine));
+  EXPECT(TE_OK, te_region_allocate(engine, BYTES, TE_REMOTE_WRITE, TE_ALL_NICS, 0, &region));
+  te_remote remote = attach(a.engine, region);
+  EXPECT(TE_OK, te_engine_fd(engine, &fd));
+  EXPECT(TE_OK, te_engine_fd(engine, &again));
+  CHECK(fd == again && readable(fd));
+  CHECK(loop(engine, fd, 50, &event) == 0);
+  te_operation expect, write;
+  te_prepare_expect(&expect, 5, 1);
+  expect.flags = TE_NOTIFY;
+  expect.tag = 6;
+  submit(engine, &expect);
+  CHECK(readable(fd));  // there is a deadline now
+  CHECK(loop(engine, fd, 50, &event) == 0);
+  te_prepare_write(&write, a.region, 0, 8, remote, 0, 5);
+  finish(a.engine, &write);
+  CHECK(loop(engine, fd, 5000, &event) == 1 && event.tag == 6 && event.status == TE_OK);
+  expect.timeout_ns = 1000000;
+  submit(engine, &expect);
+  CHECK(loop(engine, fd, 5000, &event) == 1 && event.tag == 6 && event.status == TE_ESTALLED);
+  CHECK(loop(engine, fd, 50, &event) == 0);
+  EXPECT(TE_OK, te_engine_close(engine));
+  EXPECT(TE_OK, te_engine_close(a.engine));
+}
+
 int main(void) {
   alarm(120);
   operations();
   events();
+  event_loop();
   leases();
   caller_memory();
   return report("behaviour");

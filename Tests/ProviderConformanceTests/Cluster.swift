@@ -18,6 +18,7 @@ final class Cluster {
     /// `nics[i]` is the number of NICs of engine `i`; `wrap` puts something between the engines and simulated NICs.
     init(
         _ fabric: Fabric, nics: [Int] = [1, 1], seed: UInt64 = 1, timeout: Duration = .seconds(60),
+        progress: Configuration.Progress = .manual,
         wrap: (any FabricDomain) -> any FabricDomain = { $0 }
     ) throws {
         self.fabric = fabric
@@ -27,7 +28,7 @@ final class Cluster {
         self.opener = opener
         engines = try nics.enumerated().map { index, count in
             let configuration = Configuration(
-                name: "engine\(index)", nics: fabric.nics(count), progress: .manual, timeout: timeout)
+                name: "engine\(index)", nics: fabric.nics(count), progress: progress, timeout: timeout)
             if let opener {
                 return try TransferEngine(
                     configuration, clock: SystemClock(), random: SystemRandomNumberGenerator()

@@ -73,7 +73,7 @@ import TransferEngine
     /// In virtual time nobody waits for files.
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases.filter { !$0.isSimulated })
     func engineAtRestIsWoken(_ fabric: Fabric) throws {
-        check(try RestChecks.rests(make(fabric)))
+        check(try RestChecks.rests(fabric))
     }
 
     @Test(.timeLimit(.minutes(5)), arguments: Fabric.allCases) func messages(_ fabric: Fabric) throws {

@@ -4,9 +4,9 @@ import TransferEngine
 /// Engines without a thread whose file an event loop waits for.
 enum RestChecks {
     /// Engine 1 makes progress only when its file is readable: what arrives wakes it, and nothing else does for long.
-    static func rests(_ make: MakeCluster) throws -> Findings {
+    static func rests(_ fabric: Fabric) throws -> Findings {
         var findings = Findings()
-        let cluster = try make([1, 1])
+        let cluster = try Cluster(fabric, progress: .eventLoop)
         let source = try cluster.memory(0, 4096)
         let target = try cluster.memory(1, 4096)
         let remote = try cluster.attach(target, of: 1, to: 0)
@@ -36,7 +36,7 @@ enum RestChecks {
             _ = loop(20_000) { !sleeper.isPending(wait) }
             findings.require(sleeper.status(of: wait) == .complete, "round \(round): nobody woke the sleeper")
         }
-        guard cluster.fabric.sleeps else { return findings }
+        guard fabric.sleeps else { return findings }
         _ = loop(200)
         let rounds = loop(300)
         findings.require(rounds <= 50, "an idle engine was woken \(rounds) times in 300 ms")

@@ -16,7 +16,7 @@ import Testing
 
         init() throws {
             sleeper = try TransferEngine(
-                Configuration(name: "sleeper", progress: .manual, timeout: .seconds(20)))
+                Configuration(name: "sleeper", progress: .eventLoop, timeout: .seconds(20)))
             writer = try TransferEngine(Configuration(name: "writer"))
             source = try writer.allocate(byteCount: 1 << 20)
             target = try sleeper.allocate(byteCount: 1 << 20)
@@ -114,7 +114,7 @@ import Testing
     }
 
     @Test(.timeLimit(.minutes(1))) func withoutAFileNothingIsDone() throws {
-        let engine = try TransferEngine(Configuration(name: "e", progress: .manual))
+        let engine = try TransferEngine(Configuration(name: "e", progress: .eventLoop))
         engine.rest()
         engine.close()
         #expect(throws: TransferError.engineClosed) { try engine.openWaitFile() }

@@ -63,10 +63,10 @@ def test_await(pair):
     asyncio.run(main())  # another loop
 
 
-@pytest.mark.parametrize("nics", [["shm"], ["tcp:lo"]])
-def test_await_with_manual_progress(make_pair, nics):
+@pytest.mark.parametrize("progress, nics", [("event_loop", ["shm"]), ("event_loop", ["tcp:lo"]), ("manual", ["shm"])])
+def test_await_without_a_thread(make_pair, progress, nics):
     """Nobody polls: peers, ends of transfers and deadlines wake the loop."""
-    pair = make_pair(progress="manual", nics=nics)
+    pair = make_pair(progress=progress, nics=nics)
     calls = []
     readable = pair.b._on_readable
     pair.b._on_readable = lambda: (calls.append(1), readable())

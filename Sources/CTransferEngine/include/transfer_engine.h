@@ -20,8 +20,8 @@
  *   text and what to do, for this thread. Out-parameters are written only on success, unless that is said.
  * - Handles are numbers and 0 is none. Each carries its type, its engine and its use: one that is 0, was released, belongs to
  *   another engine or is of another type is refused with TE_EBADHANDLE. Transfers need not be released.
- * - Threads. All functions may be called from any thread. An engine with TE_PROGRESS_MANUAL is for one thread at a time;
- *   a second one gets TE_EWRONGTHREAD.
+ * - Threads. All functions may be called from any thread. An engine with TE_PROGRESS_MANUAL or TE_PROGRESS_EVENT_LOOP
+ *   is for one thread at a time; a second one gets TE_EWRONGTHREAD.
  * - Callbacks run on the thread that makes progress. They may submit; what waits or closes returns TE_EWRONGTHREAD there.
  * - fork. An engine belongs to the process that opened it; in a child its handles are refused with TE_EWRONGTHREAD.
  * - Waits. Every operation has a deadline. `timeout_ns` of a wait: 0 looks and returns, TE_DEFAULT_TIMEOUT is the engine's.
@@ -138,7 +138,8 @@ typedef struct te_nic {
 enum {
   TE_PROGRESS_ADAPTIVE = 0, /**< A thread that spins for spin_ns after the last event, then sleeps in the kernel. */
   TE_PROGRESS_BUSY = 1,     /**< A thread that spins for ever: lowest latency, one core. */
-  TE_PROGRESS_MANUAL = 2    /**< No thread: the caller calls te_engine_progress, te_wait or te_poll. */
+  TE_PROGRESS_MANUAL = 2,   /**< No thread: the caller calls te_engine_progress, te_wait or te_poll. */
+  TE_PROGRESS_EVENT_LOOP = 3 /**< As TE_PROGRESS_MANUAL, and NICs wake the loop that waits for te_engine_fd. */
 };
 
 /** How an engine is set up. 0 and NULL are the defaults, except where TE_CONFIG_INIT has something else. */
@@ -173,11 +174,11 @@ int32_t te_engine_id(te_engine engine, uint64_t *id);
 /** How peers reach the engine, for te_peer_connect: send it by any channel. `length` gets its length even when `capacity` is
  *  too small (TE_EOUTOFRANGE); 4096 bytes always suffice. */
 int32_t te_engine_address(te_engine engine, void *buffer, uint64_t capacity, uint64_t *length);
-/** Makes progress (TE_PROGRESS_MANUAL only). `happened` (may be NULL) says whether there was anything to do. */
+/** Makes progress (engines without a thread only). `happened` (may be NULL) says whether there was anything to do. */
 int32_t te_engine_progress(te_engine engine, int32_t *happened);
-/** A file descriptor that is readable while te_poll has something to return, for event loops; closed with the engine. With
- *  manual progress: while te_poll has something to do. Each te_poll of such an engine then ends with telling its peers to wake it,
- *  so that an event loop needs no thread of the engine; te_poll may return nothing. */
+/** A file descriptor that is readable while te_poll has something to return, for event loops; closed with the engine. Without
+ *  a thread: while te_poll has something to do, which may bring no event. Each te_poll of such an engine then ends with telling its
+ *  peers to wake it. With TE_PROGRESS_MANUAL and NICs other than shared memory it is readable all the time. */
 int32_t te_engine_fd(te_engine engine, int32_t *fd);
 /** Writes the flight recorder to a new file, for `te trace`. */
 int32_t te_engine_write_trace(te_engine engine, const char *path);

@@ -92,7 +92,7 @@ def nanoseconds(seconds: Optional[float], default: int) -> int:
     return int(seconds * 1e9)
 
 
-PROGRESS = {"adaptive": 0, "busy": 1, "manual": 2}
+PROGRESS = {"adaptive": 0, "busy": 1, "manual": 2, "event_loop": 3}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ class Engine(Operations):
         arrived.wait()                     # four writes with immediate 7 have arrived
     ```
 
-    Times are in seconds. All methods may be called from any thread, unless `progress` is "manual": then from one thread at a
-    time. Blocking calls release the GIL. An engine does not survive `fork`: open one in the child.
+    Times are in seconds. All methods may be called from any thread, unless the engine has no thread ("manual",
+    "event_loop"): then from one thread at a time. Blocking calls release the GIL. An engine does not survive `fork`: open one in the child.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class Engine(Operations):
         - nics: the NICs of its device, 1 to 8: "shm", "tcp:eth0", "verbs:mlx5_0", or `SharedMemory`, `Libfabric`, `Verbs`.
           Where several fabrics reach a peer, the first is used.
         - progress: "adaptive" (a thread that spins for `spin` and then sleeps), "busy" (a thread that spins for ever), or
-          "manual" (no thread: `progress`, `poll` and waits make progress).
+          "manual" (no thread: `progress`, `poll` and waits make progress), or "event_loop" (as "manual", and NICs wake the
+          loop that waits for `fileno` or awaits something).
         - processor: what its thread is pinned to.
         - timeout: of transfers and waits that name none.
         - liveness_interval, liveness_intervals: when a silent peer is asked whether it lives, and when it is lost.
@@ -78,7 +79,7 @@ class Engine(Operations):
             nanoseconds(liveness_interval, 0), nanoseconds(timeout, 0), stripe_bytes, trace_events or 0xFFFFFFFF,
             event_capacity, message_capacity, trace_directory)
         self.progress_mode = progress
-        self._has_thread = progress != "manual"
+        self._has_thread = progress not in ("manual", "event_loop")
         self.name = name
         self.id: int = _native.engine_id(self._handle)
         """A random number that identifies the engine to its peers."""

@@ -61,7 +61,7 @@ class Transfer:
 
     async def cancel_async(self, timeout: Optional[float] = None) -> None:
         """As `cancel`, for event loops."""
-        if self.engine.progress_mode == "manual":
+        if not self.engine._has_thread:
             self.cancel(timeout)
             return
         future = asyncio.get_running_loop().create_future()
