@@ -1,4 +1,5 @@
 import ExpertParallel
+import Glibc
 import SimulatedProvider
 import Testing
 import TransferEngine
@@ -42,6 +43,28 @@ import TransferEngine
             #expect(result.droppedEntries == dropped && result.isComplete == (dropped == 0))
             #expect(driver.input.error(of: driver.values, isThere: { !experts.contains($0) }) < 1)
         }
+    }
+
+    /// A wait that lasts leaves the processor to others: of several ranks on one, all others wait for the one that works.
+    @Test(.timeLimit(.minutes(1))) func aWaitSleeps() throws {
+        func seconds(_ clock: clockid_t) -> Double {
+            var time = timespec()
+            clock_gettime(clock, &time)
+            return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
+        }
+        var shape = Self.shape(1)
+        (shape.ranks, shape.deadline) = (2, .milliseconds(400))
+        let ranks = try Ranks(.sharedMemory, count: 2, progress: .adaptive)
+        try ranks.open(shape)
+        let input = try StepInput(shape, count: 24, seed: 1) { Int32.random(in: 0..<12, using: &$0) }
+        try ranks.exchanges[0].dispatchSend(0, input.batch)
+        let (begin, used) = (seconds(CLOCK_MONOTONIC), seconds(CLOCK_THREAD_CPUTIME_ID))
+        _ = try ranks.exchanges[0].dispatchReceive(0)  // the other rank does not come
+        let waited = seconds(CLOCK_MONOTONIC) - begin
+        #expect(waited >= 0.4)
+        #expect(seconds(CLOCK_THREAD_CPUTIME_ID) - used < waited / 4)
+        #expect(ranks.exchanges[0].missingRanks == [1])
+        try ranks.close()
     }
 
     /// A rank ends at any moment of a step: the others end theirs, say what is missing, and go on without it. Then it comes back.

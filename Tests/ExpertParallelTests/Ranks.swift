@@ -29,14 +29,14 @@ final class Ranks {
     var dead: Set<Int> = []
 
     init(
-        _ transport: Transport, count: Int, seed: UInt64 = 1,
+        _ transport: Transport, count: Int, seed: UInt64 = 1, progress: Configuration.Progress = .manual,
         liveness: Liveness? = nil
     ) throws {
         self.transport = transport
         let network = transport == .simulated ? SimulatedNetwork(seed: seed) : nil
         self.network = network
         for rank in 0..<count {
-            var options = Configuration(name: "rank \(rank)", progress: .manual)
+            var options = Configuration(name: "rank \(rank)", progress: progress)
             // A machine with much to do may leave this thread alone for some tens of milliseconds.
             options.liveness =
                 liveness ?? Liveness(interval: .milliseconds(transport == .simulated ? 50 : 250))
