@@ -92,6 +92,7 @@ test: setup lint
 	$(BUILD) $(EXAMPLE)/push && .build/examples/debug/push
 	$(BUILD) $(EXAMPLE)/prefill-decode && .build/examples/debug/prefill-decode
 	$(MAKE) test-c test-python test-report
+	$(MAKE) test-vllm PROMPTS=24
 	$(MAKE) chaos SECONDS=60
 	$(MAKE) test-rdma
 
