@@ -133,7 +133,7 @@ static void combine_sender(const int *experts, MPI_Datatype unit) {
     int copy = 0;
     size_t at = 0;
     for (int r = 0; r < ranks; r++) {
-        s.receive_at[r] = (int)at;
+        int first = (int)at;
         for (int i = 0; i < s.from[r]; i++, at++) {
             const unsigned char *row = row_of(r, i);
             const float *weights = (const float *)row;
@@ -143,6 +143,7 @@ static void combine_sender(const int *experts, MPI_Datatype unit) {
             for (int k = 0; k < TOP_K; k++)
                 if (local[k] != 0xFFFF) add(sum, s.outputs + (size_t)s.place[copy++] * HIDDEN, weights[k]);
         }
+        s.receive_at[r] = first;  // only now: row_of looks where the rows of the dispatch are
         s.receive_bytes[r] = r == rank ? 0 : s.from[r];
         s.send_at[r] = s.start[r];
         s.send_bytes[r] = r == rank ? 0 : s.rows[r];

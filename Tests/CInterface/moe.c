@@ -16,7 +16,7 @@ enum { RANKS = 2, EXPERTS = 5, TOP = 2, HIDDEN = 48, TOKENS = 7, STEPS = 3 };
   CHECK(offsetof(type, last) == (offset))
 
 static void sizes(void) {
-  LAYOUT(te_moe_config, 80, deadline_ns, 72);
+  LAYOUT(te_moe_config, 88, reserved, 84);
   LAYOUT(te_moe_bytes, 16, length, 8);
   LAYOUT(te_moe_tokens, 56, weights, 48);
   LAYOUT(te_moe_received, 64, offsets, 56);
@@ -192,6 +192,14 @@ static void misuse(void) {
   SPOILT(padding, 70000);
   SPOILT(micro_batches, 17);
   SPOILT(deadline_ns, UINT64_MAX);
+  SPOILT(nodes, 2);  // results are added at the receiver
+  SPOILT(nodes, 5);
+  // A program that was compiled when te_moe_config ended with deadline_ns.
+  bad = good;
+  bad.size = 80;
+  bad.nodes = 5;  // not the library's to read
+  EXPECT(TE_OK, te_moe_open(engine, &bad, &exchange));
+  EXPECT(TE_OK, te_moe_close(exchange));
   EXPECT(TE_OK, te_moe_open(engine, &good, &exchange));
 
   // Nothing before the others are known, and nothing with another handle, or none.

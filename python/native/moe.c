@@ -11,9 +11,10 @@ static PyObject *moe_open(PyObject *module, PyObject *arguments) {
   te_moe_exchange exchange = 0;
   int32_t status;
   (void)module;
-  if (!PyArg_ParseTuple(arguments, "KIIIIIIIIIIIIIIIKK", &engine, &c.rank, &c.ranks, &c.experts, &c.top_k, &c.hidden,
+  if (!PyArg_ParseTuple(arguments, "KIIIIIIIIIIIIIIIKKI", &engine, &c.rank, &c.ranks, &c.experts, &c.top_k, &c.hidden,
                         &c.maximum_tokens, &c.dispatch_element, &c.combine_element, &c.scale_block, &c.reduction,
-                        &c.replicas, &c.padding, &c.micro_batches, &c.private_rows, &c.spins, &budget, &deadline))
+                        &c.replicas, &c.padding, &c.micro_batches, &c.private_rows, &c.spins, &budget, &deadline,
+                        &c.nodes))
     return NULL;
   c.memory_budget = budget;
   c.deadline_ns = deadline;

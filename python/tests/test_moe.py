@@ -73,16 +73,18 @@ def connected(ranks, **changes):
     return engines, exchanges
 
 
-@pytest.mark.parametrize("changes", [{}, {"reduction": moe.Reduction.SENDER, "padding": 4},
-                                     {"memory_budget": 40_000, "private_rows": 1}], ids=["", "at the sender", "little memory"])
-def test_sums_are_right(changes):
-    engines, exchanges = connected(3, **changes)
-    worst = [None] * 3
+@pytest.mark.parametrize("ranks, changes", [
+    (3, {}), (3, {"reduction": moe.Reduction.SENDER, "padding": 4}), (3, {"memory_budget": 40_000, "private_rows": 1}),
+    (4, {"reduction": moe.Reduction.SENDER, "nodes": 2}),
+], ids=["", "at the sender", "little memory", "over nodes"])
+def test_sums_are_right(ranks, changes):
+    engines, exchanges = connected(ranks, **changes)
+    worst = [None] * ranks
 
     def run(rank):
         worst[rank] = steps(exchanges[rank], range(6))
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:

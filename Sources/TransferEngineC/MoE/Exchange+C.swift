@@ -10,8 +10,13 @@ public func te_moe_open(
 ) -> Int32 {
     call(handle, .engine, waits: true) { box, _ throws(Failure) in
         let exchange = try place(exchange, "exchange")
-        let shape = try ExpertConfiguration(readSized(config, "config", as: te_moe_config.self))
-        let opened = try engine { () throws(TransferError) in try ExpertExchange(box.engine, shape) }
+        let config = try readSized(config, "config", as: te_moe_config.self, oldest: 80)
+        let shape = try ExpertConfiguration(config)
+        let opened = try engine { () throws(TransferError) -> any TokenExchange in
+            config.nodes == 0
+                ? try ExpertExchange(box.engine, shape)
+                : try NodeExchange(box.engine, shape, nodes: Int(config.nodes))
+        }
         let known = MoEExchange(opened, box)
         exchange.pointee = moeExchanges.add(known)
         return Int32(TE_OK)

@@ -6,11 +6,11 @@ internal import TransferEngine
 /// An exchange as handles know it. It is used by one thread at a time, which `door` sees to.
 final class MoEExchange: @unchecked Sendable {
     // SAFETY: `exchange` is touched by whoever is inside of `door` only.
-    let exchange: ExpertExchange
+    let exchange: any TokenExchange
     let box: EngineBox
     let door = Door("exchange")
 
-    init(_ exchange: ExpertExchange, _ box: EngineBox) {
+    init(_ exchange: any TokenExchange, _ box: EngineBox) {
         self.exchange = exchange
         self.box = box
         box.exchanges.add(1, ordering: .relaxed)

@@ -98,6 +98,7 @@ class Exchange:
         dispatch: Element = Element.BFLOAT16, combine: Element = Element.BFLOAT16, scale_block: int = 0,
         reduction: Reduction = Reduction.RECEIVER, replicas: int = 1, padding: int = 1, micro_batches: int = 2,
         private_rows: int = 0, spins: int = 1000, memory_budget: int = 0, deadline: float = 30.0,
+        nodes: int = 0,
     ) -> None:
         """Allocates the memory of this rank.
 
@@ -109,11 +110,13 @@ class Exchange:
         - micro_batches: steps in flight at a time.
         - memory_budget: bytes of a micro-batch; 0 is room for balanced routing and half as much again.
         - deadline: seconds that a rank which lives may keep others waiting.
+        - nodes: of equally many neighbouring ranks: a token travels once to each, and is forwarded inside. With
+          `Reduction.SENDER` only; 0 is one exchange of all ranks.
         """
         self._handle = 0
         self._handle = _native.moe_open(
             engine._handle, rank, ranks, experts, top_k, hidden, maximum_tokens, int(dispatch), int(combine), scale_block,
-            int(reduction), replicas, padding, micro_batches, private_rows, spins, memory_budget, nanoseconds(deadline, 0))
+            int(reduction), replicas, padding, micro_batches, private_rows, spins, memory_budget, nanoseconds(deadline, 0), nodes)
         self.rank, self.ranks, self.hidden, self.top_k = rank, ranks, hidden, top_k
         self._token_bytes, self._result_bytes = hidden * dispatch.nbytes, hidden * combine.nbytes
         self._blocks = -(-hidden // scale_block) if scale_block else 0

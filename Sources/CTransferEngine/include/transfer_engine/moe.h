@@ -58,6 +58,9 @@ typedef struct te_moe_config {
   uint32_t spins;            /**< Turns of a wait before the processor is offered to others; default 1000. */
   uint64_t memory_budget;    /**< Bytes of a micro-batch on this rank; default: balanced routing and half as much again. */
   uint64_t deadline_ns;      /**< How long a rank that lives may keep others waiting; default 30 s. */
+  uint32_t nodes;            /**< Of equally many neighbouring ranks: a token travels once to each, and is forwarded inside, with
+                              *   TE_MOE_AT_SENDER only; 0 is one exchange of all ranks. */
+  uint32_t reserved;
 } te_moe_config;
 
 /** Bytes of te_moe_address. */
@@ -99,7 +102,7 @@ typedef struct te_moe_result {
 } te_moe_result;
 
 #define TE_MOE_CONFIG_INIT \
-  {(uint32_t)sizeof(te_moe_config), 0, 0, 0, 0, 0, 0, TE_MOE_BFLOAT16, TE_MOE_BFLOAT16, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+  {(uint32_t)sizeof(te_moe_config), 0, 0, 0, 0, 0, 0, TE_MOE_BFLOAT16, TE_MOE_BFLOAT16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define TE_MOE_TOKENS_INIT {(uint32_t)sizeof(te_moe_tokens), 0, NULL, 0, 0, NULL, NULL, NULL}
 #define TE_MOE_RECEIVED_INIT {(uint32_t)sizeof(te_moe_received), 0, 0, NULL, NULL, NULL, 0, NULL, NULL}
 #define TE_MOE_RESULT_INIT {(uint32_t)sizeof(te_moe_result), 0, 0}
