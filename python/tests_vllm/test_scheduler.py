@@ -227,10 +227,12 @@ def test_a_decoder_asks_once_for_what_it_has_not():
 
 
 def test_inputs_and_options_that_are_none():
-    assert unpack_input(pack_input("té", b"d" * 16, 3)) == ("té", b"d" * 16, 3)
+    assert unpack_input(pack_input("té", b"d" * 16, 3, 2), 2) == ("té", b"d" * 16, 3)
     for data in (b"", b"TEV2", b"x" * 40, b"TEV1" + b"x" * 40):
         with pytest.raises(ValueError):
-            unpack_input(data)
+            unpack_input(data, 1)
+    with pytest.raises(ValueError, match="1 tensor ranks of a prefiller that has 2"):
+        unpack_input(pack_input("t", b"d" * 16, 1, 1), 2)
     assert Options.of({"nics": ["shm", "tcp:lo"]}).nics == ("shm", "tcp:lo")
     with pytest.raises(ValueError, match="hearbeat"):
         Options.of({"hearbeat": 1})

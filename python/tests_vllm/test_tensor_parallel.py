@@ -53,6 +53,13 @@ def test_tokens_are_those_of_one_process(engines, prefiller, decoder):
     tokens, _, _, _, cached = send("other", other, prompts[4][:len(other)])
     assert cached == 0 and tokens == alone.tokens(f"o{prefiller}", other)
     prefill.answer("other")
+    if prefiller > 1:  # who cuts an address off must not get a part of the cache
+        params = {"do_remote_prefill": True, "transfer_id": "cut", "prefiller": address.partition(",")[0]}
+        decode.ask("cut", other[1:], TOKENS, params)
+        prefill.ask("cut", other[1:], 1, {"do_remote_decode": True, "transfer_id": "cut"})
+        tokens, _, _, _, cached = decode.answer("cut")
+        assert cached == 0 and tokens == alone.tokens("cut", other[1:])
+        prefill.answer("cut")
     decode.ask("gone", other[::-1], TOKENS, {"do_remote_prefill": True, "transfer_id": "gone", "prefiller": address})
     decode.abort("gone")
     prefill.ask("gone", other[::-1], 1, {"do_remote_decode": True, "transfer_id": "gone"})

@@ -110,18 +110,21 @@ def senders(heads: int, ranks: int, rank: int, others: int) -> List[int]:
             if group * heads // groups < mine.stop and mine.start < (group + 1) * heads // groups]
 
 
-_INPUT = struct.Struct("<4sH16s")
+_INPUT = struct.Struct("<4sHH16s")
 _MAGIC = b"TEV2"
 
 
-def pack_input(transfer: str, digest: bytes, total: int) -> bytes:
-    """What a decoder sends along with each of the `total` requests of a transfer."""
-    return _INPUT.pack(_MAGIC, total, digest) + transfer.encode()
+def pack_input(transfer: str, digest: bytes, total: int, ranks: int) -> bytes:
+    """What a decoder sends along with each of the `total` requests of a transfer to the prefiller's `ranks` tensor ranks."""
+    return _INPUT.pack(_MAGIC, total, ranks, digest) + transfer.encode()
 
 
-def unpack_input(data: bytes) -> Tuple[str, bytes, int]:
-    """Raises ValueError for what is none."""
+def unpack_input(data: bytes, ranks: int) -> Tuple[str, bytes, int]:
+    """Raises ValueError for what is none, and for one that counts on another number of ranks: parts of the cache would be
+    missing."""
     if len(data) < _INPUT.size or data[:4] != _MAGIC:
         raise ValueError("the request is not one of this version of the vLLM connector")
-    _, total, digest = _INPUT.unpack_from(data)
+    _, total, theirs, digest = _INPUT.unpack_from(data)
+    if theirs != ranks:
+        raise ValueError(f"the decoder was told of {theirs} tensor ranks of a prefiller that has {ranks}")
     return data[_INPUT.size:].decode(), digest, total

@@ -88,7 +88,7 @@ class DecodeWorker:
                 peer = self._peers[address] = self._decoder.connect(address)
             part = self._decoder.ask(
                 peer, cached=ask.cached, end=ask.end, pages=[ask.blocks],
-                input=pack_input(ask.transfer, ask.digest, total), timeout=self._options.timeout)
+                input=pack_input(ask.transfer, ask.digest, total, others), timeout=self._options.timeout)
             load.parts[part] = address
             self._waiting[part] = load
 
@@ -176,6 +176,7 @@ class PrefillWorker:
                 options.name, cache.layout, [cache.rank(self._engine, remote_write=False)], heartbeat=options.heartbeat,
                 cancel_timeout=options.cancel_timeout)
         self.address = self._prefiller.address
+        self._ranks = cache.tensor_ranks
         self._index = {name: index for index, name in enumerate(cache.layers)}
         self._layers = len(cache.layers)
         # Layers of all passes that were announced, before the present one and with it.
@@ -262,7 +263,7 @@ class PrefillWorker:
 
     def _offer(self, job: kv.Job) -> None:
         try:
-            transfer, digest, total = unpack_input(job.input)
+            transfer, digest, total = unpack_input(job.input, self._ranks)
         except ValueError as error:
             return job.abort(str(error))
         offered = self._offered.setdefault(transfer, _Offered(time.monotonic() + job.timeout))
