@@ -240,6 +240,7 @@ static void spoil_model(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_co
 static void spoil_groups(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { l->groups = NULL; (void)g, (void)r, (void)c; }
 static void spoil_ranks(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { l->tensor_ranks = 0; (void)g, (void)r, (void)c; }
 static void spoil_part(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { l->first_tensor_rank = l->all_tensor_ranks = 2; (void)g, (void)r, (void)c; }
+static void spoil_first(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { l->first_tensor_rank = 1; (void)g, (void)r, (void)c; }
 static void spoil_heads(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { g->heads = 0; (void)l, (void)r, (void)c; }
 static void spoil_order(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { g->order = 9; (void)l, (void)r, (void)c; }
 static void spoil_layers(te_kv_layout *l, te_kv_group *g, te_kv_rank *r, te_kv_config *c) { g->layer_count = 1u << 30; (void)l, (void)r, (void)c; }
@@ -266,7 +267,7 @@ static void bad_roles(void) {
   EXPECT(TE_EINVALID, te_kv_prefiller_open(&config, &layout, NULL, 1, NULL));
   void (*spoils[])(te_kv_layout *, te_kv_group *, te_kv_rank *, te_kv_config *) = {
       spoil_model,  spoil_groups, spoil_ranks, spoil_heads, spoil_order, spoil_layers,
-      spoil_planes, spoil_regions, spoil_name, spoil_beats, spoil_stages, spoil_part};
+      spoil_planes, spoil_regions, spoil_name, spoil_beats, spoil_stages, spoil_part, spoil_first};
   for (size_t i = 0; i < sizeof spoils / sizeof *spoils; i++)
     for (int is_decoder = 0; is_decoder < 2; is_decoder++) {
       int32_t status = open_role(&s, is_decoder, spoils[i]);

@@ -68,16 +68,6 @@ static PyObject *engine_open(PyObject *module, PyObject *arguments) {
   return status == TE_OK ? PyLong_FromUnsignedLongLong(engine) : te_py_raise();
 }
 
-// One handle in, nothing out.
-#define ON_HANDLE(name, function)                              \
-  static PyObject *name(PyObject *module, PyObject *argument) { \
-    uint64_t handle;                                           \
-    int32_t status;                                            \
-    (void)module;                                              \
-    if (te_py_number(argument, &handle)) return NULL;          \
-    RELEASED(status, function(handle));                        \
-    NONE_OR_RAISE(status);                                     \
-  }
 ON_HANDLE(engine_close, te_engine_close)
 ON_HANDLE(region_revoke, te_region_revoke)
 ON_HANDLE(remote_detach, te_remote_detach)

@@ -4,8 +4,8 @@ extension KVMessage {
     /// The versions of the protocol that this library understands. Another one is refused by name.
     ///
     /// A message has the lowest version that knows it, so that a library of before understands whoever does not use what is new.
-    /// 1 is the first; 2 has digests: hellos that ask for them, and `digests`; 3 has
-    /// layouts of a part of an instance's ranks.
+    /// 1 is the first; 2 has digests: hellos that ask for them, and `digests`; 3 has layouts of a part of an
+    /// instance's ranks.
     public static let versions: ClosedRange<UInt8> = 1...3
     private static let magic: [UInt8] = [0x54, 0x45, 0x4B]  // "TEK"
 

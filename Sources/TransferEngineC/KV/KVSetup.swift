@@ -191,7 +191,9 @@ extension KVLayout {
             }
             stages.append(begin..<Int(end))
         }
-        let isPart = c.all_tensor_ranks != 0 && c.all_tensor_ranks != c.tensor_ranks
+        // All of them is no part; a first rank that is not the first of all has to be one, and is checked.
+        let isAll = c.all_tensor_ranks == 0 || c.all_tensor_ranks == c.tensor_ranks
+        let isPart = !isAll || c.first_tensor_rank != 0
         let part = KVLayout.Part(
             firstTensorRank: Int(c.first_tensor_rank), allTensorRanks: Int(c.all_tensor_ranks))
         self.init(

@@ -33,7 +33,8 @@ class Engine(Operations):
     ```
 
     Times are in seconds. All methods may be called from any thread, unless the engine has no thread ("manual",
-    "event_loop"): then from one thread at a time. Blocking calls release the GIL. An engine does not survive `fork`: open one in the child.
+    "event_loop"): then from one thread at a time. Blocking calls release the GIL. An engine does not survive `fork`: open one
+    in the child.
     """
 
     def __init__(
