@@ -183,8 +183,8 @@ let package = Package(
         .testTarget(
             name: "ExpertParallelTests",
             dependencies: [
-                "ExpertParallel", "TransferEngine", "SimulatedProvider", "Platform", "CAllocationCounter",
-                libfabric,
+                "ExpertParallel", "TransferEngine", "SimulatedProvider", "Platform", "CPlatform",
+                "CAllocationCounter", libfabric,
             ],
             swiftSettings: strict),
         .testTarget(

@@ -57,10 +57,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     os.makedirs(args.build, exist_ok=True)
+    platform = f"{ROOT}/Sources/CPlatform"
+    kernel = f"{args.build}/sum.o"
+    subprocess.run(["clang", "-O2", f"-I{platform}/include", "-c", "-o", kernel, f"{platform}/sum.c"], check=True)
     for mpi in ("openmpi", "mpich"):
         if mpi in args.against.split(","):
             subprocess.run(
-                [f"mpicc.{mpi}", "-O3", "-o", f"{args.build}/mpi_peer_{mpi}", f"{HERE}/mpi_peer.c"], check=True)
+                [f"mpicc.{mpi}", "-O3", f"-I{platform}/include", "-o", f"{args.build}/mpi_peer_{mpi}", f"{HERE}/mpi_peer.c",
+                 kernel], check=True)
     for count in map(int, args.tokens.split(",")):
         steps = max(3, min(200, 6000 // count))
         warm_up = max(2, steps // 5)

@@ -1,6 +1,8 @@
 // Token dispatch and combine over MPI_Alltoallv: the same shape, the same rows, the same sums as `te bench moe`.
 // A token travels once to each rank that has one of its experts; own rows are not sent; the counts exchange is MPI_Alltoall.
+// Rows are added up by the library's own kernel (Sources/CPlatform/sum.c), so that only what is exchanged, and when, differs.
 // Usage: mpirun -n EP mpi_peer TOKENS WARM_UP STEPS sender|receiver; rank 0 prints the median microseconds of a step.
+#include "CPlatform.h"
 #include <mpi.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -11,11 +13,6 @@ enum { HIDDEN = 7168, EXPERTS = 256, TOP_K = 8, SCALES = 56, META = 48, CHOICES 
 enum { ROW = HIDDEN + SCALES * 4 + META };
 
 typedef uint16_t bf16;
-static float widen(bf16 v) { union { uint32_t u; float f; } x = {(uint32_t)v << 16}; return x.f; }
-static bf16 narrow(float v) {
-    union { float f; uint32_t u; } x = {v};
-    return (bf16)((x.u + 0x7FFF + (x.u >> 16 & 1)) >> 16);
-}
 static int ranks, rank, tokens, is_sender;
 static int owner(int expert) {
     int few = EXPERTS / ranks, more = EXPERTS % ranks, border = more * (few + 1);
@@ -39,7 +36,7 @@ static int by_value(const void *a, const void *b) {
 
 struct step {
     unsigned char *tokens_in, *send, *receive, *grouped;
-    float *scales, *grouped_scales, *weights, *sums;
+    float *scales, *grouped_scales, *weights;
     bf16 *outputs, *result, *rows_out, *rows_in;
     float *partial_out, *partial_in;
     int *list, *start, *rows, *from, *copies_to, *copies_from;
@@ -125,8 +122,9 @@ static void sort_rows(void) {
     }
 }
 
-static void add(float *sum, const bf16 *row, float weight) {
-    for (int i = 0; i < HIDDEN; i++) sum[i] += weight * widen(row[i]);
+static void add(const void *const *rows, const float *weights, size_t count, int type, void *sum, int sum_type) {
+    struct te_terms terms = {rows, weights, count, NULL, 0, 0};
+    te_weighted_sum(&terms, type, sum, sum_type, HIDDEN);
 }
 
 static void combine_sender(const int *experts, MPI_Datatype unit) {
@@ -138,10 +136,15 @@ static void combine_sender(const int *experts, MPI_Datatype unit) {
             const unsigned char *row = row_of(r, i);
             const float *weights = (const float *)row;
             const uint16_t *local = (const uint16_t *)(row + TOP_K * 4);
-            float *sum = s.partial_out + at * HIDDEN;
-            memset(sum, 0, HIDDEN * 4);
-            for (int k = 0; k < TOP_K; k++)
-                if (local[k] != 0xFFFF) add(sum, s.outputs + (size_t)s.place[copy++] * HIDDEN, weights[k]);
+            const void *terms[TOP_K];
+            float factors[TOP_K];
+            size_t count = 0;
+            for (int k = 0; k < TOP_K; k++) {
+                if (local[k] == 0xFFFF) continue;
+                terms[count] = s.outputs + (size_t)s.place[copy++] * HIDDEN;
+                factors[count++] = weights[k];
+            }
+            add(terms, factors, count, te_bfloat16, s.partial_out + at * HIDDEN, te_float32);
         }
         s.receive_at[r] = first;  // only now: row_of looks where the rows of the dispatch are
         s.receive_bytes[r] = r == rank ? 0 : s.from[r];
@@ -153,17 +156,18 @@ static void combine_sender(const int *experts, MPI_Datatype unit) {
     static int next[4096], last[4096];
     for (int r = 0; r < ranks; r++) next[r] = 0, last[r] = -1;
     for (int t = 0; t < tokens; t++) {
-        memset(s.sums, 0, HIDDEN * 4);
+        const void *terms[TOP_K];
+        const float ones[TOP_K] = {1, 1, 1, 1, 1, 1, 1, 1};
+        size_t count = 0;
         for (int k = 0; k < TOP_K; k++) {
             int r = owner(experts[t * TOP_K + k]);
             if (last[r] == t) continue;
             last[r] = t;
             int i = next[r]++;
-            const float *row = r == rank ? s.partial_out + ((size_t)s.receive_at[r] + i) * HIDDEN
-                                         : s.partial_in + ((size_t)s.start[r] + i) * HIDDEN;
-            for (int c = 0; c < HIDDEN; c++) s.sums[c] += row[c];
+            terms[count++] = r == rank ? s.partial_out + ((size_t)s.receive_at[r] + i) * HIDDEN
+                                       : s.partial_in + ((size_t)s.start[r] + i) * HIDDEN;
         }
-        for (int c = 0; c < HIDDEN; c++) s.result[(size_t)t * HIDDEN + c] = narrow(s.sums[c]);
+        add(terms, ones, count, te_float32, s.result + (size_t)t * HIDDEN, te_bfloat16);
     }
 }
 
@@ -182,14 +186,13 @@ static void combine_receiver(const int *experts, MPI_Datatype unit) {
     MPI_Alltoallv(s.rows_out, s.receive_bytes, s.receive_at, unit, s.rows_in, s.send_bytes, s.send_at, unit,
         MPI_COMM_WORLD);
     for (int t = 0; t < tokens; t++) {
-        memset(s.sums, 0, HIDDEN * 4);
+        const void *terms[TOP_K];
         for (int k = 0; k < TOP_K; k++) {
             int r = owner(experts[t * TOP_K + k]), i = next[r]++;
-            const bf16 *row = r == rank ? s.rows_out + ((size_t)s.receive_at[r] + i - s.send_at[r]) * HIDDEN
-                                        : s.rows_in + (size_t)i * HIDDEN;
-            add(s.sums, row, s.weights[t * TOP_K + k]);
+            terms[k] = r == rank ? s.rows_out + ((size_t)s.receive_at[r] + i - s.send_at[r]) * HIDDEN
+                                 : s.rows_in + (size_t)i * HIDDEN;
         }
-        for (int c = 0; c < HIDDEN; c++) s.result[(size_t)t * HIDDEN + c] = narrow(s.sums[c]);
+        add(terms, s.weights + t * TOP_K, TOP_K, te_bfloat16, s.result + (size_t)t * HIDDEN, te_bfloat16);
     }
 }
 
@@ -205,7 +208,6 @@ static void allocate(void) {
     s.grouped_scales = memory(copies * SCALES * 4);
     s.outputs = memory(copies * HIDDEN * 2);
     s.result = memory((size_t)tokens * HIDDEN * 2);
-    s.sums = memory(HIDDEN * 4);
     if (is_sender) s.partial_out = memory(all * HIDDEN * 4), s.partial_in = memory(rows * HIDDEN * 4);
     else s.rows_out = memory(copies * HIDDEN * 2), s.rows_in = memory((size_t)tokens * TOP_K * HIDDEN * 2);
     s.list = memory(rows * 4);

@@ -34,7 +34,7 @@ static void stream_sse2(char *target, const char *source, size_t length) {
 }
 
 static void (*stream)(char *, const char *, size_t) = stream_sse2;
-static size_t limit = SIZE_MAX;
+static size_t limit = PTRDIFF_MAX;  // Swift reads it as a number with a sign
 
 __attribute__((constructor)) static void choose_stream(void) {
     __builtin_cpu_init();
@@ -61,7 +61,7 @@ void te_copy_streaming(void *target, const void *source, size_t length) {
 
 void te_copy_fence(void) { _mm_sfence(); }
 #else
-size_t te_copy_streaming_limit(void) { return SIZE_MAX; }
+size_t te_copy_streaming_limit(void) { return PTRDIFF_MAX; }
 void te_copy_streaming(void *target, const void *source, size_t length) { memcpy(target, source, length); }
 void te_copy_fence(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 #endif

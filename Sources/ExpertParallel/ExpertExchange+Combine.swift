@@ -1,3 +1,4 @@
+internal import CPlatform
 internal import Glibc
 public import TransferEngine
 
@@ -74,6 +75,9 @@ extension ExpertExchange {
         let isFinal = batch.links[source].placedRows == batch.links[source].rowsFrom
         if configuration.level.isBetween {
             try sendOn(batch, rank)
+        } else if rank == configuration.rank, source == rank, isFinal, batch.links[rank].passFirst == 0 {
+            batch.ownIsInPlace = true
+            batch.links[rank].returned += batch.links[rank].passRows
         } else if configuration.reduction == .sender {
             guard try sendSums(batch, rank, source, isFinal) else { return false }
         } else {
@@ -209,26 +213,34 @@ extension ExpertExchange {
     private func sum(
         _ batch: MicroBatch, _ source: Int, _ count: Int, into target: UnsafeMutableRawPointer
     ) {
-        let outputs = batch.sendBase + plan.outputsOffset
-        let outputBytes = configuration.hidden * configuration.combineElement.byteCount
         for number in 0..<count {
             let row = batch.links[source].passFirst + batch.sendRow
-            let experts = localList(batch, source, row)
-            let weights = UnsafeRawPointer(meta(batch, source, row)).assumingMemoryBound(to: Float.self)
-            var terms = 0
-            for entry in 0..<configuration.topK where experts[entry] < localExperts.count {
-                let place = Int(batch.grouped[batch.links[source].copyStart + batch.sendCopy])
-                batch.rows[terms] = UnsafeRawPointer(outputs + place * outputBytes)
-                batch.weights[terms] = weights[entry]
-                terms += 1
-                batch.sendCopy += 1
-            }
+            let terms = terms(batch, source, row, &batch.sendCopy)
             Kernels.weightedSum(
-                batch.rows.address(of: 0), batch.weights.address(of: 0), rowCount: terms,
-                configuration.combineElement, into: target + number * configuration.resultBytes, .float32,
+                terms, configuration.combineElement, into: target + number * configuration.resultBytes, .float32,
                 count: configuration.hidden)
             batch.sendRow += 1
         }
+    }
+
+    /// The results for one row of a source and their weights; `copy` goes on to the next row's first.
+    @inline(__always)
+    private func terms(_ batch: MicroBatch, _ source: Int, _ row: Int, _ copy: inout Int) -> te_terms {
+        let outputs = batch.sendBase + plan.outputsOffset
+        let outputBytes = configuration.hidden * configuration.combineElement.byteCount
+        let experts = localList(batch, source, row)
+        let weights = UnsafeRawPointer(meta(batch, source, row)).assumingMemoryBound(to: Float.self)
+        var count = 0
+        for entry in 0..<configuration.topK where experts[entry] < localExperts.count {
+            let place = Int(batch.grouped[batch.links[source].copyStart + copy])
+            batch.rows[count] = UnsafeRawPointer(outputs + place * outputBytes)
+            batch.weights[count] = weights[entry]
+            count += 1
+            copy += 1
+        }
+        return te_terms(
+            rows: batch.rows.address(of: 0), weights: batch.weights.address(of: 0), count: count, parts: nil,
+            part_count: 0, before: 0)
     }
 
     /// Writes results that lie in the combine memory; the last ones of a step are counted.
@@ -302,25 +314,84 @@ extension ExpertExchange {
 
     private func addUp(_ batch: MicroBatch, _ sums: UnsafeMutableRawPointer, _ stride: Int) {
         guard let tokens = batch.batch else { return }
-        let topK = configuration.topK
-        let isWeighted = configuration.reduction == .receiver
-        let type = isWeighted ? configuration.combineElement : .float32
-        let results = batch.receiveBase + plan.resultsOffset
+        var own = (row: 0, copy: 0)
         for token in 0..<tokens.count {
-            var terms = 0
-            for entry in token * topK..<(token + 1) * topK {
-                let position = Int(batch.routing.position[entry])
-                guard position >= 0, batch.links[batch.routing.owner(tokens.experts[entry])].hasResults else {
-                    continue
-                }
-                batch.rows[terms] = UnsafeRawPointer(results + position * configuration.resultBytes)
-                batch.weights[terms] = isWeighted ? tokens.weights[entry] : 1
-                terms += 1
+            let target = sums + token * stride
+            if configuration.reduction == .receiver {
+                addResults(batch, tokens, token, &own.copy, into: target)
+            } else {
+                addSums(batch, tokens, token, &own, into: target)
             }
-            Kernels.weightedSum(
-                batch.rows.address(of: 0), batch.weights.address(of: 0), rowCount: terms, type,
-                into: sums + token * stride, configuration.sumElement, count: configuration.hidden)
         }
+    }
+
+    /// The row of the result memory that an entry reads; nil when there is none, or its rank was lost.
+    @inline(__always)
+    private func result(_ batch: MicroBatch, _ owner: Int, _ entry: Int) -> UnsafeRawPointer? {
+        let position = Int(batch.routing.position[entry])
+        guard position >= 0, batch.links[owner].hasResults else { return nil }
+        return UnsafeRawPointer(
+            batch.receiveBase + plan.resultsOffset + position * configuration.resultBytes)
+    }
+
+    /// Adds up the results for a token; `ownCopy` of this rank's own have been read.
+    private func addResults(
+        _ batch: MicroBatch, _ tokens: TokenBatch, _ token: Int, _ ownCopy: inout Int,
+        into target: UnsafeMutableRawPointer
+    ) {
+        let first = token * configuration.topK
+        var count = 0
+        for entry in first..<first + configuration.topK where tokens.experts[entry] >= 0 {
+            let owner = batch.routing.owner(tokens.experts[entry])
+            if owner == configuration.rank, batch.ownIsInPlace {
+                let place = Int(batch.grouped[batch.links[owner].copyStart + ownCopy])
+                batch.rows[count] = UnsafeRawPointer(
+                    batch.sendBase + plan.outputsOffset + place * configuration.resultBytes)
+                ownCopy += 1
+            } else if let result = result(batch, owner, entry) {
+                batch.rows[count] = result
+            } else {
+                continue
+            }
+            batch.weights[count] = tokens.weights[entry]
+            count += 1
+        }
+        Kernels.weightedSum(
+            te_terms(
+                rows: batch.rows.address(of: 0), weights: batch.weights.address(of: 0), count: count,
+                parts: nil, part_count: 0, before: 0),
+            configuration.combineElement, into: target, configuration.sumElement, count: configuration.hidden)
+    }
+
+    /// Adds up the ranks' sums for a token. This rank's own is made here when it was not before: it need not be written down.
+    private func addSums(
+        _ batch: MicroBatch, _ tokens: TokenBatch, _ token: Int, _ own: inout (row: Int, copy: Int),
+        into target: UnsafeMutableRawPointer
+    ) {
+        let first = token * configuration.topK
+        var count = 0
+        var before: Int?
+        for entry in first..<first + configuration.topK where tokens.experts[entry] >= 0 {
+            let owner = batch.routing.owner(tokens.experts[entry])
+            guard let result = result(batch, owner, entry) else { continue }
+            if owner == configuration.rank, batch.ownIsInPlace {
+                before = count
+            } else {
+                batch.parts[count] = result
+                count += 1
+            }
+        }
+        var terms = te_terms()
+        if before != nil {
+            terms = self.terms(batch, configuration.rank, own.row, &own.copy)
+            own.row += 1
+        }
+        terms.parts = UnsafePointer(batch.parts.address(of: 0))
+        terms.part_count = count
+        terms.before = before ?? count
+        Kernels.weightedSum(
+            terms, configuration.combineElement, into: target, configuration.sumElement,
+            count: configuration.hidden)
     }
 
     private func droppedEntries(_ batch: MicroBatch) -> Int {

@@ -88,6 +88,7 @@ extension ExpertExchange {
         batch.step &+= 1
         batch.waitStart = 0
         batch.isPlanned = false
+        batch.ownIsInPlace = false
         batch.dispatchUsed = 0
         batch.room.restart()
         for rank in 0..<configuration.ranks { beginLink(batch, rank) }

@@ -282,8 +282,8 @@ extension ExpertExchange {
         let here = batch.links[rank].isChunkDue ? min(end, batch.links[rank].chunkFirst) : end
         var row = batch.links[rank].placedRows
         guard row < here else { return }
-        // Longer than a core's cache and not needed again before it is full: past the cache.
-        let streams = batch.rowCount * format.rowBytes > 1 << 20
+        // Longer than a core's caches, and out of them before the experts read them: past the cache.
+        let streams = batch.rowCount * format.rowBytes > 2 << 20
         while row < here {
             let (block, first) = block(batch, rank, row)
             let layout = format.block(blockRows(batch, rank, row))

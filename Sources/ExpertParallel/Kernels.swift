@@ -3,55 +3,17 @@ internal import Glibc
 
 /// The loops over tokens. They take addresses, strides and lists, so that kernels on another processor can take their place.
 enum Kernels {
-    /// `target[i] = weights[0] * rows[0][i] + weights[1] * rows[1][i] + ...`, in FP32 and in this order.
+    /// Adds up rows with their weights, and what other ranks have added up of theirs, in FP32 and in the order of `terms`.
     ///
     /// Multiplications and additions are rounded one by one: the same on every machine.
     /// - Complexity: O(rows * count).
-    static func weightedSum(
-        _ rows: UnsafePointer<UnsafeRawPointer>, _ weights: UnsafePointer<Float>, rowCount: Int,
-        _ rowType: ElementType, into target: UnsafeMutableRawPointer, _ targetType: ElementType, count: Int
-    ) {
-        switch (rowType, targetType) {
-        case (.bfloat16, .bfloat16):
-            sum(rows, weights, rowCount, BFloat16Row.self, target, BFloat16Row.self, count)
-        case (.bfloat16, .float32):
-            sum(rows, weights, rowCount, BFloat16Row.self, target, Float32Row.self, count)
-        case (.float32, .bfloat16):
-            sum(rows, weights, rowCount, Float32Row.self, target, BFloat16Row.self, count)
-        case (.float32, .float32):
-            sum(rows, weights, rowCount, Float32Row.self, target, Float32Row.self, count)
-        case (.float16, .float16):
-            sum(rows, weights, rowCount, Float16Row.self, target, Float16Row.self, count)
-        case (.float16, .float32):
-            sum(rows, weights, rowCount, Float16Row.self, target, Float32Row.self, count)
-        case (.float32, .float16):
-            sum(rows, weights, rowCount, Float32Row.self, target, Float16Row.self, count)
-        default: preconditionFailure("results are FP32, FP16 or BF16; ExpertConfiguration says so")
-        }
-    }
-
     @inline(__always)
-    private static func sum<Row: RowElement, Target: RowElement>(
-        _ rows: UnsafePointer<UnsafeRawPointer>, _ weights: UnsafePointer<Float>, _ rowCount: Int,
-        _: Row.Type, _ target: UnsafeMutableRawPointer, _: Target.Type, _ count: Int
+    static func weightedSum(
+        _ terms: te_terms, _ rowType: ElementType, into target: UnsafeMutableRawPointer,
+        _ targetType: ElementType, count: Int
     ) {
-        var index = 0
-        while index + 16 <= count {
-            var total = Sixteen(first: SIMD8(repeating: 0), second: SIMD8(repeating: 0))
-            for row in 0..<rowCount {
-                let values = Row.load(rows[row], index)
-                let weight = SIMD8(repeating: weights[row])
-                total.first += values.first * weight
-                total.second += values.second * weight
-            }
-            Target.store(total.arranged(paired: Row.isPaired, as: Target.isPaired), target, index)
-            index += 16
-        }
-        while index < count {
-            var total: Float = 0
-            for row in 0..<rowCount { total += Row.loadOne(rows[row], index) * weights[row] }
-            Target.storeOne(total, target, index)
-            index += 1
+        withUnsafePointer(to: terms) { terms in
+            te_weighted_sum(terms, Int32(rowType.rawValue), target, Int32(targetType.rawValue), count)
         }
     }
 

@@ -38,6 +38,8 @@ final class MicroBatch {
     var sendTurn = 0
     var sendRow = 0
     var sendCopy = 0
+    /// Whether the results for this rank's own rows are not moved: they are where the experts put them when all are added up.
+    var ownIsInPlace = false
 
     // Memory, as offsets and addresses.
     let receiveBase: UnsafeMutableRawPointer
@@ -51,9 +53,10 @@ final class MicroBatch {
     /// The writes from the parts of the combine memory that take turns, and whose turn it is.
     let turns = Table<Transfer?>(repeating: nil, count: MemoryPlan.turns)
     var turn = 0
-    // For one sum.
-    let rows: Table<UnsafeRawPointer>
+    // For one sum: results, their weights, and other ranks' sums.
+    let rows: Table<UnsafeRawPointer?>
     let weights: Table<Float>
+    let parts: Table<UnsafeRawPointer?>
 
     init(
         _ index: Int, _ shape: ExpertConfiguration, _ plan: MemoryPlan,
@@ -81,6 +84,7 @@ final class MicroBatch {
         groupedScales = .allocate(capacity: max(1, plan.outputRows * format.scaleBytes / 4))
         rows = Table(repeating: UnsafeRawPointer(receiveBase), count: shape.topK)
         weights = Table(repeating: 1, count: shape.topK)
+        parts = Table(repeating: UnsafeRawPointer(receiveBase), count: shape.topK)
     }
 
     deinit {

@@ -52,7 +52,7 @@ extension SharedMemoryDomain {
         guard let base = unsafe UnsafeMutableRawPointer(bitPattern: target.pointee.mapping) else {
             return unsafe writeProcess(requests, run, to: target, &due)
         }
-        unsafe copy(requests, run, to: base)
+        unsafe copy(requests, run, to: base, peer)
         for index in run {
             let request = unsafe requests[index]
             add(request.immediate, request.eighths, peer, &due)
@@ -77,11 +77,16 @@ extension SharedMemoryDomain {
     ///
     /// The engine has checked both ends of every write, and the region cannot go away before its writer leaves it.
     private func copy(
-        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>, to base: UnsafeMutableRawPointer
+        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>, to base: UnsafeMutableRawPointer,
+        _ peer: Int
     ) {
+        let bytes = unsafe byteCount(requests, run)
+        // What is left of a sample, and when that began.
+        var sample = peers[peer].pace.samples(byteCount: bytes) ? CopyPace.sampleBytes : 0
+        let start = sample > 0 ? te_monotonic_nanoseconds() : 0
         let streams =
-            unsafe run.count > 1 && requests[run.lowerBound].length <= te_copy_streaming_limit()
-            && byteCount(requests, run) >= Self.streamingBytes
+            unsafe requests[run.lowerBound].length <= te_copy_streaming_limit()
+            && peers[peer].pace.streams(byteCount: bytes)
         let lookahead = streams ? 1 : 4
         for index in run {
             // Pages lie anywhere: the processor cannot guess where the next one begins, but we know.
@@ -92,17 +97,24 @@ extension SharedMemoryDomain {
             }
             let request = unsafe requests[index]
             let target = unsafe base + Int(request.targetOffset)
+            let head = min(sample, request.length)
+            if head > 0 {
+                unsafe memcpy(target, request.source, head)
+                sample -= head
+                if sample == 0 {
+                    peers[peer].pace.record(nanoseconds: te_monotonic_nanoseconds() - start)
+                }
+            }
+            let rest = request.length - head
             if streams {
-                unsafe te_copy_streaming(target, request.source, request.length)
+                unsafe te_copy_streaming(target + head, request.source + head, rest)
             } else {
-                unsafe memcpy(target, request.source, request.length)
+                unsafe memcpy(target + head, request.source + head, rest)
             }
         }
         if streams { te_copy_fence() }
     }
 
-    /// A list of pages that is too long for a core's cache goes past it, which saves reading the target's lines first: a third
-    /// of the memory traffic.
     private func byteCount(_ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>) -> Int {
         var bytes = 0
         for index in run { unsafe bytes += requests[index].length }

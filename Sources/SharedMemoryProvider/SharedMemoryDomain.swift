@@ -25,8 +25,6 @@ public final class SharedMemoryDomain: FabricDomain {
     let ranges = Table(repeating: te_range(), count: 2 * Limits.requestsPerPost)
 
     static let peerCapacity = 4096
-    /// A list of pages with at least so many bytes is copied past the cache: about what a core's second-level cache holds.
-    static let streamingBytes = 1 << 20
 
     /// What `poll` changes.
     private struct State {
@@ -55,6 +53,7 @@ public final class SharedMemoryDomain: FabricDomain {
         var seat: UInt32 = 0
         /// Whether the peer orders what this domain does there.
         var isFenced = false
+        var pace = CopyPace()
         var wakeFile: Int32 = -1
         /// Nil while the entry is free.
         var connection: SharedMemoryPeer?

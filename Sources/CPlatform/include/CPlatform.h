@@ -132,6 +132,25 @@ void te_digest_add(const void *bytes, size_t length, uint64_t offset, uint64_t d
 /// The same by one of the variants for different processors: 0 to 2. Returns 0 when this processor does not have it.
 int te_digest_variant(int number, const void *bytes, size_t length, uint64_t offset, uint64_t digest[2]);
 
+/// What the values of a row are; the numbers are those of ExpertParallel's ElementType.
+enum te_row_type { te_float32 = 0, te_bfloat16 = 1, te_float16 = 2 };
+/// Rows to be added up with weights, and sums of FP32 that others have made of theirs: `before` of them come before that of
+/// the rows. Nothing is aligned.
+struct te_terms {
+    const void *const *rows;
+    const float *weights;
+    size_t count;
+    const void *const *parts;
+    size_t part_count, before;
+};
+/// `target[i] = parts[0][i] + ... + (weights[0] * rows[0][i] + weights[1] * rows[1][i] + ...) + parts[before][i] + ...` for
+/// `length` values, in FP32 and in this order; every multiplication and addition is rounded by itself, so that all processors
+/// agree. FP8 is not among the types.
+void te_weighted_sum(const struct te_terms *terms, int type, void *target, int target_type, size_t length);
+/// The same by one of the variants for different processors: 0 to 2. Returns 0 when this processor does not have it.
+int te_weighted_sum_variant(
+    int number, const struct te_terms *terms, int type, void *target, int target_type, size_t length);
+
 /// Kills the calling process when its parent dies.
 int te_die_with_parent(void);
 #endif
