@@ -75,7 +75,8 @@ extension ExpertExchange {
         let isFinal = batch.links[source].placedRows == batch.links[source].rowsFrom
         if configuration.level.isBetween {
             try sendOn(batch, rank)
-        } else if rank == configuration.rank, source == rank, isFinal, batch.links[rank].passFirst == 0 {
+        } else if rank == configuration.rank, source == rank, batch.isLast, batch.links[rank].passFirst == 0 {
+            // No other pass overwrites them.
             batch.ownIsInPlace = true
             batch.links[rank].returned += batch.links[rank].passRows
         } else if configuration.reduction == .sender {
@@ -217,8 +218,8 @@ extension ExpertExchange {
             let row = batch.links[source].passFirst + batch.sendRow
             let terms = terms(batch, source, row, &batch.sendCopy)
             Kernels.weightedSum(
-                terms, configuration.combineElement, into: target + number * configuration.resultBytes, .float32,
-                count: configuration.hidden)
+                terms, configuration.combineElement, into: target + number * configuration.resultBytes,
+                .float32, count: configuration.hidden)
             batch.sendRow += 1
         }
     }
@@ -381,14 +382,20 @@ extension ExpertExchange {
                 count += 1
             }
         }
-        var terms = te_terms()
-        if before != nil {
-            terms = self.terms(batch, configuration.rank, own.row, &own.copy)
-            own.row += 1
+        guard let before else {
+            for part in 0..<count { batch.weights[part] = 1 }
+            let terms = te_terms(
+                rows: UnsafePointer(batch.parts.address(of: 0)), weights: batch.weights.address(of: 0),
+                count: count, parts: nil, part_count: 0, before: 0)
+            Kernels.weightedSum(
+                terms, .float32, into: target, configuration.sumElement, count: configuration.hidden)
+            return
         }
+        var terms = terms(batch, configuration.rank, own.row, &own.copy)
+        own.row += 1
         terms.parts = UnsafePointer(batch.parts.address(of: 0))
         terms.part_count = count
-        terms.before = before ?? count
+        terms.before = before
         Kernels.weightedSum(
             terms, configuration.combineElement, into: target, configuration.sumElement,
             count: configuration.hidden)

@@ -85,8 +85,7 @@ extension SharedMemoryDomain {
         var sample = peers[peer].pace.samples(byteCount: bytes) ? CopyPace.sampleBytes : 0
         let start = sample > 0 ? te_monotonic_nanoseconds() : 0
         let streams =
-            unsafe requests[run.lowerBound].length <= te_copy_streaming_limit()
-            && peers[peer].pace.streams(byteCount: bytes)
+            peers[peer].pace.streams(byteCount: bytes) && bytes / run.count <= te_copy_streaming_limit()
         let lookahead = streams ? 1 : 4
         for index in run {
             // Pages lie anywhere: the processor cannot guess where the next one begins, but we know.

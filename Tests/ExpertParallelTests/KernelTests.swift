@@ -104,7 +104,8 @@ import TransferEngine
                 body(
                     te_terms(
                         rows: all.baseAddress, weights: weights.baseAddress, count: rows.count,
-                        parts: all.baseAddress.map { $0 + rows.count }, part_count: parts.count, before: before))
+                        parts: all.baseAddress.map { $0 + rows.count }, part_count: parts.count,
+                        before: before))
             }
         }
     }
