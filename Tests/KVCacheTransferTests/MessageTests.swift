@@ -23,6 +23,21 @@ import TransferEngine
         return part
     }()
 
+    /// A layout of a peer, or of a caller, is refused with a reason; numbers without bounds ended the process.
+    @Test(arguments: [
+        (256, 0, 512), (256, 0, 256), (300, 0, 300), (65535, 0, 65535), (Int.max, 0, 1), (2, 1, 4), (2, 2, 2),
+        (2, 0, 3), (2, 4, 4), (2, -2, 4),
+    ])
+    func partsThatCannotBe(tensorRanks: Int, first: Int, all: Int) {
+        for stages in [[0..<2, 2..<3], []] {
+            var layout = Self.layout
+            layout.tensorRanks = tensorRanks
+            layout.stages = stages
+            layout.part = KVLayout.Part(firstTensorRank: first, allTensorRanks: all)
+            #expect(throws: KVError.self) { try layout.validate() }
+        }
+    }
+
     static let region = RemoteRegion(
         engine: EngineID(rawValue: 7), device: 0, index: 3, generation: 5, access: .remoteWrite, length: 4096,
         base: 1 << 20, secret: 99,

@@ -83,12 +83,13 @@ public struct KVLayout: Hashable, Sendable {
         func require(_ holds: Bool, _ text: @autoclosure () -> String) throws(KVError) {
             if !holds { throw KVError(.invalidLayout, text()) }
         }
-        try require(tensorRanks >= 1, "tensorRanks is \(tensorRanks); at least 1")
+        try require(
+            (1...KVLimits.ranks).contains(tensorRanks), "tensorRanks is \(tensorRanks); 1 to \(KVLimits.ranks)")
         try require(rankCount <= KVLimits.ranks, "\(rankCount) ranks; at most \(KVLimits.ranks)")
         if let part {
             let (first, all) = (part.firstTensorRank, part.allTensorRanks)
             try require(
-                (tensorRanks + 1...KVLimits.ranks).contains(all) && all % tensorRanks == 0
+                tensorRanks < all && all <= KVLimits.ranks && all % tensorRanks == 0
                     && (0..<all).contains(first) && first % tensorRanks == 0,
                 "part: \(tensorRanks) tensor ranks from \(first) on are no equal part of \(all)")
         }
