@@ -84,7 +84,8 @@ public struct KVLayout: Hashable, Sendable {
             if !holds { throw KVError(.invalidLayout, text()) }
         }
         try require(
-            (1...KVLimits.ranks).contains(tensorRanks), "tensorRanks is \(tensorRanks); 1 to \(KVLimits.ranks)")
+            (1...KVLimits.ranks).contains(tensorRanks),
+            "tensorRanks is \(tensorRanks); 1 to \(KVLimits.ranks)")
         try require(rankCount <= KVLimits.ranks, "\(rankCount) ranks; at most \(KVLimits.ranks)")
         if let part {
             let (first, all) = (part.firstTensorRank, part.allTensorRanks)
