@@ -1,6 +1,7 @@
 // Token dispatch and combine over MPI_Alltoallv: the same shape, the same rows, the same sums as `te bench moe`.
 // A token travels once to each rank that has one of its experts; own rows are not sent; the counts exchange is MPI_Alltoall.
-// Rows are added up by the library's own kernel (Sources/CPlatform/sum.c), so that only what is exchanged, and when, differs.
+// Rows are added up by the library's own kernel (Sources/CPlatform/sum.c), so that adding is not slower here. The library
+// differs in what it exchanges and when, and in that a rank's own results are added where they lie, in one pass with the others'.
 // Usage: mpirun -n EP mpi_peer TOKENS WARM_UP STEPS sender|receiver; rank 0 prints the median microseconds of a step.
 #include "CPlatform.h"
 #include <mpi.h>

@@ -41,6 +41,7 @@ public struct ReceivedTokens {
     /// `scaleCount` scales of each row; nil where tokens have none.
     public let scales: UnsafeMutablePointer<Float>?
     /// Where results go: `rowCount` rows of `hidden` values of `combineElement`. Padding is not read.
+    /// Nobody writes there from `combineSend` on: it is read until `combineReceive` has returned.
     public let outputs: UnsafeMutableRawPointer
     /// Rows of each of this rank's experts, without padding.
     public let counts: UnsafeBufferPointer<UInt32>

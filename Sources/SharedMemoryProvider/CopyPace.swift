@@ -39,8 +39,9 @@ struct CopyPace {
     mutating func streams(byteCount: Int) -> Bool {
         guard isSlow, byteCount >= Self.leastBytes else { return false }
         if byteCount >= Self.sampleBytes { return true }
-        if trusted > 0 { trusted -= 1 }
-        return trusted > 0
+        guard trusted > 0 else { return false }
+        trusted -= 1
+        return true
     }
 
     /// What a sample took. Two in a row change what is done: one may have been interrupted.
