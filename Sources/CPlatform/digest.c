@@ -1,14 +1,11 @@
 // The digest of transferred bytes (docs/reliability.md has the construction and its bound, docs/wire-format.md the numbers).
+#include "digest.h"
 #include "CPlatform.h"
 #include <string.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "digests are defined for little-endian machines"
 #endif
-
-enum { granule = 4096, step = 64, steps = granule / step };
-typedef uint32_t words __attribute__((vector_size(step)));
-typedef uint64_t sums __attribute__((vector_size(step)));
 
 #define GAMMA 0x9E3779B97F4A7C15ull
 
@@ -19,58 +16,45 @@ static inline uint64_t mix(uint64_t z) {
     return z ^ z >> 31;
 }
 
-// One set of words for each step of a granule, and one more: the second sum is one step ahead of the first.
-static words keys[steps + 1];
+te_words te_digest_keys[te_granule_steps + 1];
 
-static inline __attribute__((always_inline)) void add_step(const words *m, const words *key, sums *a, sums *b) {
-    sums x = (sums)(*m + key[0]), y = (sums)(*m + key[1]);
-    *a += (x & 0xFFFFFFFFu) * (x >> 32);
-    *b += (y & 0xFFFFFFFFu) * (y >> 32);
-}
-
-// Two sums of products over at most one granule.
-static inline __attribute__((always_inline)) void add_up(const char *bytes, size_t length, uint64_t out[2]) {
-    sums a = {0}, b = {0};
+// The sums over at most one granule.
+static inline __attribute__((always_inline)) void add_up(const char *bytes, size_t length, struct te_granule *out) {
+    struct te_granule sums = {{0}, {0}};
     size_t i = 0;
-    for (; (i + 1) * step <= length; i++) {
-        words m;
-        memcpy(&m, bytes + i * step, step);
-        add_step(&m, &keys[i], &a, &b);
+    for (; (i + 1) * te_step_bytes <= length; i++) {
+        te_words m;
+        memcpy(&m, bytes + i * te_step_bytes, te_step_bytes);
+        te_add_step(&sums, &m, i);
     }
-    if (i * step < length) {
-        words m = {0};
-        memcpy(&m, bytes + i * step, length - i * step);
-        add_step(&m, &keys[i], &a, &b);
+    if (i * te_step_bytes < length) {
+        te_words m = {0};
+        memcpy(&m, bytes + i * te_step_bytes, length - i * te_step_bytes);
+        te_add_step(&sums, &m, i);
     }
-    uint64_t first = 0, second = 0;
-    for (int lane = 0; lane < step / 8; lane++) {
-        first += a[lane];
-        second += b[lane];
-    }
-    out[0] = first;
-    out[1] = second;
+    *out = sums;
 }
 
-static void add_up_plain(const char *bytes, size_t length, uint64_t out[2]) { add_up(bytes, length, out); }
+static void add_up_plain(const char *bytes, size_t length, struct te_granule *out) { add_up(bytes, length, out); }
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static void add_up_avx2(const char *bytes, size_t length, uint64_t out[2]) {
+__attribute__((target("avx2"))) static void add_up_avx2(const char *bytes, size_t length, struct te_granule *out) {
     add_up(bytes, length, out);
 }
-__attribute__((target("avx512f"))) static void add_up_avx512(const char *bytes, size_t length, uint64_t out[2]) {
+__attribute__((target("avx512f"))) static void add_up_avx512(const char *bytes, size_t length, struct te_granule *out) {
     add_up(bytes, length, out);
 }
 #endif
 
-typedef void (*variant)(const char *, size_t, uint64_t[2]);
+typedef void (*variant)(const char *, size_t, struct te_granule *);
 static variant chosen = add_up_plain;
 
 __attribute__((constructor)) static void prepare(void) {
     uint64_t state = 0x54452D4449474553ull;
-    for (int i = 0; i <= steps; i++)
-        for (int word = 0; word < step / 4; word += 2) {
+    for (int i = 0; i <= te_granule_steps; i++)
+        for (int word = 0; word < te_step_bytes / 4; word += 2) {
             uint64_t z = mix(state += GAMMA);
-            keys[i][word] = (uint32_t)z;
-            keys[i][word + 1] = (uint32_t)(z >> 32);
+            te_digest_keys[i][word] = (uint32_t)z;
+            te_digest_keys[i][word + 1] = (uint32_t)(z >> 32);
         }
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -90,14 +74,24 @@ static void finish(uint64_t sum[2], uint64_t offset, uint64_t length) {
     sum[1] = b;
 }
 
+void te_digest_add_granule(
+    const struct te_granule *sums, uint64_t offset, size_t length, uint64_t digest[2]) {
+    uint64_t sum[2] = {0, 0};
+    for (int lane = 0; lane < te_step_bytes / 8; lane++) {
+        sum[0] += sums->first[lane];
+        sum[1] += sums->second[lane];
+    }
+    finish(sum, offset, length);
+    digest[0] += sum[0];
+    digest[1] += sum[1];
+}
+
 static void add_digest(variant variant, const char *bytes, size_t length, uint64_t offset, uint64_t digest[2]) {
-    for (size_t done = 0; done < length; done += granule) {
-        size_t count = length - done < granule ? length - done : granule;
-        uint64_t sum[2];
-        variant(bytes + done, count, sum);
-        finish(sum, offset + done, count);
-        digest[0] += sum[0];
-        digest[1] += sum[1];
+    for (size_t done = 0; done < length; done += te_granule_bytes) {
+        size_t count = length - done < te_granule_bytes ? length - done : te_granule_bytes;
+        struct te_granule sums;
+        variant(bytes + done, count, &sums);
+        te_digest_add_granule(&sums, offset + done, count, digest);
     }
 }
 

@@ -25,11 +25,28 @@ extension SharedMemoryDomain {
             if unsafe isBounced(target) { break }
             var end = index + 1
             while end < requests.count, unsafe requests[end].target == target { end += 1 }
-            (status, detail) = unsafe write(requests, index..<end, to: target, &due)
+            (status, detail) = unsafe write(requests, index..<end, to: target, &due) { base, peer in
+                unsafe copy(requests, index..<end, to: base, peer)
+            }
             if status == .success { index = end }
         }
         pay(&due)
         return PostResult(accepted: index, isComplete: true, status: status, detail: detail)
+    }
+
+    public func fill(
+        _ request: UnsafeBufferPointer<WorkRequest>, _ body: (UnsafeMutableRawPointer) -> Void
+    ) -> WorkStatus? {
+        // One request, which the engine has checked as it checks those that are posted.
+        let target = unsafe request[0].target
+        guard unsafe target.pointee.mapping != 0 else { return nil }
+        var due = Due()
+        let (status, _) = unsafe write(request, 0..<1, to: target, &due) { base, _ in
+            unsafe body(base + Int(request[0].targetOffset))
+            te_copy_fence()
+        }
+        pay(&due)
+        return status
     }
 
     /// Whether writes to the target go through its engine's ring.
@@ -38,21 +55,24 @@ extension SharedMemoryDomain {
             && target.pointee.maximumWriteBytes <= UInt64(ByteRing.recordBytes)
     }
 
-    /// Carries out a run of requests to one target, inside its region.
+    /// Carries out a run of requests to one target, inside its region; `copy` does it where that is mapped.
+    @inline(__always)
     private func write(
         _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>,
         to target: UnsafePointer<ImportedKey>,
-        _ due: inout Due
+        _ due: inout Due, copy: (UnsafeMutableRawPointer, _ peer: Int) -> Void
     ) -> (WorkStatus, Int32) {
         let peer = unsafe target.pointee.peer
         guard unsafe enter(target.pointee.index, of: peer, expecting: target.pointee.key) else {
             return (.staleRegion, 0)
         }
         defer { peers[peer].page.leave(seat: peers[peer].seat) }
-        guard let base = unsafe UnsafeMutableRawPointer(bitPattern: target.pointee.mapping) else {
-            return unsafe writeProcess(requests, run, to: target, &due)
+        if let base = unsafe UnsafeMutableRawPointer(bitPattern: target.pointee.mapping) {
+            unsafe copy(base, peer)
+        } else {
+            let failure = unsafe writeProcess(requests, run, of: peer, at: target.pointee.base)
+            guard failure == 0 else { return (status(of: failure), failure) }
         }
-        unsafe copy(requests, run, to: base, peer)
         for index in run {
             let request = unsafe requests[index]
             add(request.immediate, request.eighths, peer, &due)
@@ -84,15 +104,15 @@ extension SharedMemoryDomain {
         // What is left of a sample, and when that began.
         var sample = peers[peer].pace.samples(byteCount: bytes) ? CopyPace.sampleBytes : 0
         let start = sample > 0 ? te_monotonic_nanoseconds() : 0
-        let streams =
+        let isStreamed =
             peers[peer].pace.streams(byteCount: bytes) && bytes / run.count <= te_copy_streaming_limit()
-        let lookahead = streams ? 1 : 4
+        let (lookahead, streams): (Int, Int32) = isStreamed ? (1, 1) : (4, 0)
         for index in run {
             // Pages lie anywhere: the processor cannot guess where the next one begins, but we know.
             if index + lookahead < run.upperBound {
                 let later = unsafe requests[index + lookahead]
-                unsafe te_prefetch_page(later.source, later.length, 0)
-                if !streams { unsafe te_prefetch_page(base + Int(later.targetOffset), later.length, 1) }
+                unsafe te_prefetch_copy(
+                    base + Int(later.targetOffset), later.source, later.length, streams)
             }
             let request = unsafe requests[index]
             let target = unsafe base + Int(request.targetOffset)
@@ -105,13 +125,9 @@ extension SharedMemoryDomain {
                 }
             }
             let rest = request.length - head
-            if streams {
-                unsafe te_copy_streaming(target + head, request.source + head, rest)
-            } else {
-                unsafe memcpy(target + head, request.source + head, rest)
-            }
+            unsafe te_copy(target + head, request.source + head, rest, streams)
         }
-        if streams { te_copy_fence() }
+        if isStreamed { te_copy_fence() }
     }
 
     private func byteCount(_ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>) -> Int {
@@ -139,14 +155,10 @@ extension SharedMemoryDomain {
         wake(due.peer)
     }
 
-    /// One system call for the whole run; the kernel checks the addresses.
+    /// One system call for the whole run; the kernel checks the addresses. Returns 0 or the error number.
     private func writeProcess(
-        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>,
-        to target: UnsafePointer<ImportedKey>,
-        _ due: inout Due
-    ) -> (WorkStatus, Int32) {
-        let peer = unsafe target.pointee.peer
-        let base = unsafe target.pointee.base
+        _ requests: UnsafeBufferPointer<WorkRequest>, _ run: Range<Int>, of peer: Int, at base: UInt64
+    ) -> Int32 {
         var count = 0
         var bytes = 0
         for index in run {
@@ -162,13 +174,12 @@ extension SharedMemoryDomain {
             }
             if count > 0, index + 1 == run.upperBound || bytes >= 1 << 29 {
                 let failure = transfer(peers[peer].process, count)
-                guard failure == 0 else { return (status(of: failure), failure) }
+                guard failure == 0 else { return failure }
                 count = 0
                 bytes = 0
             }
         }
-        for index in run { unsafe add(requests[index].immediate, requests[index].eighths, peer, &due) }
-        return (.success, 0)
+        return 0
     }
 
     /// Writes all ranges, going on after short writes. Returns 0 or the error number.

@@ -31,6 +31,12 @@ public protocol FabricDomain: AnyObject {
     /// Starts requests in the order given. Returns how many were taken; the rest were not touched. A provider that has queues
     /// for each peer says `targetBusy` where one of them is full, so that nobody waits for somebody else's peer.
     func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult
+    /// Lets `body` make the bytes of a write where they are to lie: it gets the address of the request's first byte at the
+    /// target, and has `length` bytes there until it returns; the request's source is not read. Complete when this returns.
+    ///
+    /// Nil, and `body` is not called, where the target is not mapped in this process.
+    func fill(_ request: UnsafeBufferPointer<WorkRequest>, _ body: (UnsafeMutableRawPointer) -> Void)
+        -> WorkStatus?
     /// Starts a two-sided message of at most `Limits.packetBytes`; the payload is copied before this returns.
     func send(_ payload: UnsafeRawBufferPointer, to target: UnsafePointer<ImportedKey>, context: UInt64)
         -> PostResult
@@ -61,8 +67,12 @@ public protocol FabricDomain: AnyObject {
     func close()
 }
 
-// For NICs that cannot say what became of a failed request: those fail their transfers.
+// For NICs that copy by themselves, and cannot say what became of a failed request: those fail their transfers.
 extension FabricDomain {
+    /// Nil: nothing is mapped.
+    public func fill(
+        _ request: UnsafeBufferPointer<WorkRequest>, _ body: (UnsafeMutableRawPointer) -> Void
+    ) -> WorkStatus? { nil }
     /// Does nothing: what is in flight ends by itself.
     public func sever(_ target: UnsafePointer<ImportedKey>) {}
     /// Nil: such a NIC's requests are not asked about.

@@ -53,7 +53,7 @@ extension DomainGroup {
                 guard link.peer.hasOther(than: link) || !self.isUsedByOthers(link, than: index) else {
                     return
                 }
-                unsafe self.domains[link.domain].fabric.sever(UnsafePointer(link.key.address(of: 0)))
+                self.sever(link)
             }
         }
         guard now >= slot.receiptDue else { return }

@@ -128,6 +128,11 @@ extension DomainGroup {
         hot.value.downLinks += 1
         counters.nics[link.domain].linkFailures.raise()
         hot.value.nextTend = 0
+        sever(link)
+    }
+
+    /// Breaks a link's connection; the key stays in place as long as the link.
+    func sever(_ link: Link) {
         unsafe domains[link.domain].fabric.sever(UnsafePointer(link.key.address(of: 0)))
     }
 

@@ -61,13 +61,13 @@ extension DomainGroup {
 
     /// A two-sided message: the caller's, or one of ours.
     func receive(_ bytes: UnsafeRawBufferPointer, from sender: EngineID, _ domain: Int) {
-        let message = unsafe bytes.bindMemory(to: UInt8.self)
+        let message = unsafe bytes.bindMemory(to: UInt8.self).span
         do throws(TransferError) {
-            let length = try check(unsafe message.span, from: sender)
-            let kind = ControlMessage.kind(of: unsafe message.span)
+            let length = try check(message, from: sender)
+            let kind = ControlMessage.kind(of: message)
             let control =
                 kind == .payload
-                ? nil : try ControlMessage(decoding: unsafe message.span.extracting(first: length))
+                ? nil : try ControlMessage(decoding: message.extracting(first: length))
             if let peer = links.peers[sender] { hasBeenHeard(peer) }
             if let control { return answer(control, from: sender) }
             let payload = unsafe UnsafeRawBufferPointer(

@@ -281,6 +281,16 @@ struct HeldDomain: ~Copyable {
     @inline(__always) borrowing func post(_ requests: UnsafeBufferPointer<WorkRequest>) -> PostResult {
         unsafe fabric.post(requests)
     }
+    /// Posts the first request of a table, which does not move.
+    @inline(__always) borrowing func post(firstOf batch: borrowing Table<WorkRequest>) -> Bool {
+        unsafe post(UnsafeBufferPointer(start: batch.address(of: 0), count: 1)).accepted == 1
+    }
+    /// Lets `body` make the bytes of the first request of a table.
+    borrowing func fill(
+        firstOf batch: borrowing Table<WorkRequest>, _ body: (UnsafeMutableRawPointer) -> Void
+    ) -> Bool {
+        unsafe fabric.fill(UnsafeBufferPointer(start: batch.address(of: 0), count: 1), body) == .success
+    }
     @inline(__always) borrowing func poll(_ completions: UnsafeMutableBufferPointer<Completion>) -> Int {
         unsafe fabric.poll(completions)
     }

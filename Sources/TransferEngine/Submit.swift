@@ -85,24 +85,28 @@ extension TransferEngine {
         if !isProgressThread { slot.pages.keep() }
     }
 
-    /// Posts a short write on one NIC without taking a slot. False when that NIC does not complete it at once or
-    /// takes nothing now, when others wait, or when there are several classes: then it goes the ordinary way.
+    /// Carries out a write below `leastStriped` on one NIC without taking a slot, by posting or filling what is in `batch`.
+    /// False when that NIC does not complete it at once or takes nothing now, when others wait, or when there are several
+    /// classes: then it goes the ordinary way.
     @inline(__always)
-    func postAtOnce(
-        _ source: MemoryRegion, _ sourceOffset: Int, _ byteCount: Int, _ attachment: UInt32,
-        _ targetOffset: Int, _ immediate: Immediate?
+    func doAtOnce(
+        source: UInt, _ localIndex: UInt32, _ byteCount: Int, _ attachment: UInt32,
+        _ targetOffset: Int, _ immediate: Immediate?, leastStriped: Int,
+        start: (borrowing HeldDomain) -> Bool
     ) -> Bool {
-        postAtOnce(
-            source, sourceOffset, byteCount, group.attachments[attachment], targetOffset, immediate)
+        doAtOnce(
+            source, localIndex, byteCount, group.attachments[attachment], targetOffset, immediate,
+            leastStriped, start)
     }
 
     @inline(__always)
-    private func postAtOnce(
-        _ source: MemoryRegion, _ sourceOffset: Int, _ byteCount: Int, _ attachment: borrowing Attachment,
-        _ targetOffset: Int, _ immediate: Immediate?
+    private func doAtOnce(
+        _ source: UInt, _ localIndex: UInt32, _ byteCount: Int, _ attachment: borrowing Attachment,
+        _ targetOffset: Int, _ immediate: Immediate?, _ leastStriped: Int,
+        _ start: (borrowing HeldDomain) -> Bool
     ) -> Bool {
         guard attachment.completesAtOnce, UInt64(byteCount) <= attachment.maximumWriteBytes,
-            byteCount < 2 * group.planner.stripeBytes || attachment.rails.count == 1,
+            byteCount < leastStriped || attachment.rails.count == 1,
             group.hot.value.ready.isEmpty, group.hot.value.downLinks == 0, !group.hot.value.traffic.isMixed
         else { return false }
         group.hot.value.sequence &+= 1
@@ -113,15 +117,14 @@ extension TransferEngine {
                 ofRail: rail + 1, units: 1, rails: attachment.rails.span, sequence: sequence) == 0
         { rail += 1 }
         let domain = attachment.rails[rail].local
-        // `check` has seen that the bytes lie inside the source; attached keys and the batch do not move.
+        // `check` has seen that the bytes lie inside a source, whose address is not 0; attached keys do not move.
         group.batch[0] = unsafe WorkRequest(
-            context: 0, source: UnsafeRawPointer(source.baseAddress + sourceOffset), length: byteCount,
-            localKey: group.regions[source.index].localKeys[domain],
+            context: 0, source: UnsafeRawPointer(bitPattern: source).unsafelyUnwrapped, length: byteCount,
+            localKey: group.regions[localIndex].localKeys[domain],
             target: UnsafePointer(attachment.keys.address(of: rail)),
             targetOffset: UInt64(truncatingIfNeeded: targetOffset), immediate: immediate?.value ?? 0,
             eighths: immediate == nil ? 0 : Eighths.whole)
-        let request = unsafe UnsafeBufferPointer(start: group.batch.address(of: 0), count: 1)
-        guard unsafe group.domains[domain].post(request).accepted == 1 else { return false }
+        guard start(group.domains[domain]) else { return false }
         group.recorder.wroteAtOnce(byteCount)
         group.tallyAtOnce(byteCount, domain, attachment.peer)
         return true

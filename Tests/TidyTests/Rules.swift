@@ -210,7 +210,7 @@ enum Rules {
         "description", "rawValue", "hash", "==", "next", "nowNanoseconds", "attributes", "address",
         "register",
         "deregister", "importRegion", "releaseImport", "post", "send", "poll", "prepareToSleep",
-        "wakeDescriptor", "close", "describe",
+        "wakeDescriptor", "close", "describe", "fill",
     ]
 
     /// How many `unsafe` marks a module may have: lower it when some go, think twice before raising it.

@@ -42,6 +42,64 @@ import TransferCore
         }
     }
 
+    /// Bytes that the caller makes in a peer's memory arrive with one count, as written ones do; where that cannot be nothing is
+    /// called and nothing is counted.
+    @Test func bytesAreMadeInPlace() throws {
+        let (owner, writer) = (try engine("owner"), try engine("writer"))
+        defer {
+            writer.close()
+            owner.close()
+        }
+        let region = try owner.allocate(byteCount: 4096)
+        let there = try writer.attach(owner.descriptor(of: region))
+        let isMade = try writer.write(byteCount: 100, to: there, targetOffset: 3996, immediate: 7) { place in
+            memset(place, 0xAB, 100)
+            #expect(owner.count(of: 7) == 0)
+        }
+        #expect(isMade)
+        #expect(owner.count(of: 7) == 1)
+        #expect(region.bytes[3995] == 0 && region.bytes[3996...].allSatisfy { $0 == 0xAB })
+        var calls = 0
+        // Behind the end, and before the beginning.
+        for (count, offset) in [(101, 3996), (1, 4096), (1, -1), (-1, 0)] {
+            let error = #expect(throws: TransferError.self) {
+                try writer.write(byteCount: count, to: there, targetOffset: offset, immediate: 7) { _ in
+                    calls += 1
+                }
+            }
+            #expect(error?.code == .outOfRange)
+        }
+        // The caller's own memory is not mapped here.
+        var own = [UInt8](repeating: 0, count: 64)
+        try own.withUnsafeMutableBytes { bytes in
+            let local = try owner.register(bytes)
+            let other = try writer.attach(owner.descriptor(of: local))
+            #expect(
+                try !writer.write(byteCount: 8, to: other, targetOffset: 0, immediate: 7) { _ in calls += 1 })
+            try writer.detach(other)
+            try owner.deregister(local)
+        }
+        // What has been revoked is not written into.
+        _ = try owner.revoke(region)
+        #expect(try !writer.write(byteCount: 8, to: there, targetOffset: 0, immediate: 7) { _ in calls += 1 })
+        #expect(calls == 0 && owner.count(of: 7) == 1)
+    }
+
+    /// A thread that does not make progress is not in a peer's memory: its engine's worker may be there.
+    @Test func anotherThreadMakesNothingInPlace() throws {
+        let owner = try engine("owner")
+        let writer = try TransferEngine(Configuration(name: "writer", nics: [.sharedMemory]))
+        defer {
+            writer.close()
+            owner.close()
+        }
+        let region = try owner.allocate(byteCount: 4096)
+        let there = try writer.attach(owner.descriptor(of: region))
+        var calls = 0
+        #expect(try !writer.write(byteCount: 8, to: there, targetOffset: 0, immediate: 7) { _ in calls += 1 })
+        #expect(calls == 0 && owner.count(of: 7) == 0)
+    }
+
     /// Mappings of this process that have a name.
     private func mappings(of name: String) -> Int {
         guard let file = fopen("/proc/self/maps", "r") else { return 0 }

@@ -138,6 +138,42 @@ import TransferEngine
         #expect(PlanDifference(from: plan, to: other).notes.count == 1)
     }
 
+    /// Receivers whose tasks are of other sizes, and so more or fewer, have everything at about the same time.
+    @Test func receiversAreDoneTogether() throws {
+        let model = try ModelDescription(
+            name: "wide and narrow",
+            tensors: (0..<16).flatMap {
+                [
+                    TensorDescription("model.layers.\($0).mlp.up_proj.weight", [1024, 128]),
+                    TensorDescription("model.layers.\($0).mlp.down_proj.weight", [256, 512]),
+                ]
+            })
+        var layout = try ParallelInference(isQuantised: true).layout(of: model)
+        layout = InferenceLayout(
+            worldSize: 2, regionBytes: [layout.regionBytes[0], layout.regionBytes[0]],
+            targets: layout.targets.enumerated().map { index, target in
+                var target = target
+                for replica in target.replicas.indices { target.replicas[replica].rank = Int32(index % 2) }
+                return target
+            })
+        var options = Planner.Options()
+        options.taskBytes = 64 << 10
+        let plan = try Planner.plan(
+            model, from: ParallelTrainer(fsdp: 2).layout(of: model), to: layout, options: options)
+        for steps in plan.sequences {
+            var bytes = 0
+            var last: [Int32: Int] = [:]
+            for case .task(let number) in steps {
+                let task = plan.tasks[Int(number)]
+                bytes += plan.outputBytes(of: task)
+                last[plan.writes[Int(task.writes.first)].rank] = bytes
+            }
+            #expect(last.count == 2)
+            for end in last.values { #expect(Double(end) > 0.9 * Double(bytes)) }
+        }
+        #expect(Set(plan.tasks.map { plan.outputBytes(of: $0) }).count > 1)
+    }
+
     /// The paper's largest case. How long it takes is for the benchmark; that it is right is for here.
     @Test func gatheredPlansCoverEverything() throws {
         let model = PublishedModel.smolLM2.description

@@ -1,5 +1,6 @@
 import CPlatform
 import Testing
+import TransferEngine
 @testable import WeightTransfer
 
 /// The fast kernel against the definition, and against PyTorch.
@@ -126,6 +127,61 @@ import Testing
             }
             if special > 0 { #expect(results[0].0[..<columns].allSatisfy { $0 == 0x7F }) }
         }
+    }
+
+    /// Where rows go: how many there are, how wide they are, bytes from one to the next, and by how much the first misses a line.
+    static let places: [(rows: Int, columns: Int, stride: Int, skew: Int)] = [
+        (128, 256, 256, 0), (128, 4096, 4096, 0), (7, 384, 384, 0), (128, 384, 640, 0), (5, 4224, 4352, 0),
+        (1, 128, 128, 1), (9, 256, 300, 3), (128, 128, 128, 17),
+        // Without whole blocks, and with more granules than are kept at a time: in two passes.
+        (6, 100, 100, 0), (6, 200, 256, 5), (128, 16512, 16512, 0),
+    ]
+
+    /// What is quantised to where it is to stay is what blocks give, with the digest of just those ranges, by all variants
+    /// that this processor has; and nothing is written beside it.
+    @Test(arguments: places)
+    func rowsArriveDigested(rows: Int, columns: Int, stride: Int, skew: Int) {
+        var random = Seeded(state: UInt64(rows * columns))
+        var input = (0..<rows * columns).map { _ in UInt16(truncatingIfNeeded: random.next() & 0xBFFF) }
+        // The second block is no number.
+        if columns > 200 { input[130] = 0x7FC1 }
+        let blocks = (columns + 127) / 128
+        var wanted = [UInt8](repeating: 0, count: rows * columns)
+        var wantedScales = [Float](repeating: 0, count: blocks)
+        BlockQuantisation.quantise(
+            input, sourceStride: columns, rows: rows, columns: columns, to: &wanted, scales: &wantedScales)
+        let offset = 12345
+        let digest = wanted.withUnsafeBytes { bytes in
+            guard stride > columns else { return Digest(of: bytes, at: UInt64(offset)) }
+            return (0..<rows).reduce(Digest.empty) { sum, row in
+                let line = UnsafeRawBufferPointer(rebasing: bytes[row * columns..<(row + 1) * columns])
+                return sum + Digest(of: line, at: UInt64(offset + row * stride))
+            }
+        }
+        let length = rows * stride + 128
+        let memory = UnsafeMutablePointer<UInt8>.allocate(capacity: length + 64)
+        defer { memory.deallocate() }
+        let line = memory + (64 - Int(bitPattern: memory) % 64) % 64
+        var variants = 0
+        for number: Int32 in 0..<3 {
+            line.update(repeating: 0xEE, count: length)
+            var scales = [Float](repeating: -1, count: blocks)
+            var sum: [UInt64] = [1, 2]
+            let isThere = te_quantise_rows_variant(
+                number, input, columns, rows, columns, line + skew, stride, &scales, UInt64(offset), &sum)
+            guard isThere != 0 else { continue }
+            variants += 1
+            #expect(scales.map(\.bitPattern) == wantedScales.map(\.bitPattern))
+            #expect(Digest(low: sum[0] &- 1, high: sum[1] &- 2) == digest)
+            var wrong = 0
+            for place in 0..<length {
+                let (row, column) = ((place - skew) / stride, (place - skew) % stride)
+                let isInside = place >= skew && row < rows && column < columns
+                if line[place] != (isInside ? wanted[row * columns + column] : 0xEE) { wrong += 1 }
+            }
+            #expect(wrong == 0, "variant \(number)")
+        }
+        #expect(variants > 0)
     }
 
     @Test func zerosAndSpecialNumbers() {

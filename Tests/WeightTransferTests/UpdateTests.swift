@@ -42,13 +42,15 @@ import TransferEngine
         var controller: WeightController
         var stopped: Set<Int> = []
         private let fabric: Fabric
+        private let isManual: Bool
 
         init(
             _ fabric: Fabric, trainer: ParallelTrainer, inference: ParallelInference, taskBytes: Int = 8192,
-            phaseTimeout: Duration = .seconds(10)
+            phaseTimeout: Duration = .seconds(10), model: ModelDescription? = nil, isManual: Bool = false
         ) throws {
             self.fabric = fabric
-            let model = try Self.model()
+            self.isManual = isManual
+            let model = try model ?? Self.model()
             let layout = try inference.layout(of: model)
             var options = Planner.Options()
             options.taskBytes = taskBytes
@@ -56,12 +58,13 @@ import TransferEngine
             plan = try Planner.plan(model, from: trainer.layout(of: model), to: layout, options: options)
             #expect(plan.lint() == [])
             oracle = WeightOracle(model: model, inference: layout)
-            let first = try Self.endpoint(fabric, "trainer 0")
+            let first = try Self.endpoint(fabric, "trainer 0", isManual: isManual)
             var settings = WeightController.Options()
             settings.phaseTimeout = phaseTimeout
             controller = WeightController(first, plan: plan, options: settings)
             for rank in 0..<plan.trainers.worldSize {
-                let endpoint = rank == 0 ? first : try Self.endpoint(fabric, "trainer \(rank)")
+                let endpoint =
+                    rank == 0 ? first : try Self.endpoint(fabric, "trainer \(rank)", isManual: isManual)
                 endpoints.append(endpoint)
                 trainers.append(
                     try WeightTrainer(endpoint, rank: rank, plan: plan) { first.engine.address })
@@ -72,15 +75,19 @@ import TransferEngine
         deinit { for endpoint in endpoints { endpoint.engine.close() } }
 
         func addReceiver(_ rank: Int) throws {
-            let endpoint = try Self.endpoint(fabric, "receiver \(rank)")
+            let endpoint = try Self.endpoint(fabric, "receiver \(rank)", isManual: isManual)
             let first = endpoints[0]
             endpoints.append(endpoint)
             let receiver = try WeightReceiver(endpoint, rank: rank, plan: plan) { first.engine.address }
             if rank < receivers.count { receivers[rank] = receiver } else { receivers.append(receiver) }
         }
 
-        static func endpoint(_ fabric: Fabric, _ name: String) throws -> WeightEndpoint {
-            var configuration = Configuration(name: name, nics: [fabric.nic], timeout: .seconds(10))
+        static func endpoint(
+            _ fabric: Fabric, _ name: String, isManual: Bool = false
+        ) throws -> WeightEndpoint {
+            var configuration = Configuration(
+                name: name, nics: [fabric.nic], progress: isManual ? .manual : .adaptive,
+                timeout: .seconds(10))
             configuration.liveness = Liveness(interval: .milliseconds(200))
             return try WeightEndpoint(TransferEngine(configuration))
         }
@@ -122,6 +129,7 @@ import TransferEngine
                     return
                 }
                 for (index, endpoint) in endpoints.enumerated() where !stopped.contains(index) {
+                    if isManual { endpoint.engine.progress() }
                     endpoint.poll(at: time.inNanoseconds + base)
                 }
             }
@@ -252,6 +260,55 @@ import TransferEngine
             #expect(error?.code == .staleRegion)
         }
         #expect(rig.receivers.allSatisfy { $0.activeVersion == 1 })
+    }
+
+    /// The thread that makes progress quantises into the memory of the only receiver: rows that follow each other there
+    /// (gate, up), rows that do not (o_proj, whose columns are divided among trainers), and what was put together before
+    /// (where two trainers have rows of a block). Everything else is written as ever.
+    @Test func whatIsQuantisedIsMadeWhereItIsToLie() throws {
+        let shapes: [(String, [Int])] = [
+            ("self_attn.o_proj.weight", [260, 512]), ("mlp.gate_proj.weight", [256, 384]),
+            ("mlp.up_proj.weight", [256, 384]), ("mlp.down_proj.weight", [384, 256]),
+            ("input_layernorm.weight", [200]),
+        ]
+        let model = try ModelDescription(
+            name: "blocks", tensors: shapes.map { TensorDescription("model.layers.0.\($0.0)", $0.1) })
+        let rig = try Rig(
+            .shm, trainer: ParallelTrainer(fsdp: 2, tensor: 2),
+            inference: ParallelInference(isQuantised: true),
+            taskBytes: 1 << 20, model: model, isManual: true)
+        let tasks = rig.plan.tasks.filter { $0.preparation.contains(.quantise) }
+        #expect(tasks.contains { $0.preparation.contains([.fuse, .gather]) })
+        for trainer in rig.trainers { trainer.isDelta = false }
+        #expect(
+            tasks.contains { task in
+                !rig.plan.strips(of: task, rig.plan.writes[Int(task.writes.first)]).isContiguous
+            })
+        rig.run("joining") { rig.controller.isComplete }
+        for version: UInt64 in 1...3 {
+            try rig.update(to: version)
+            #expect(rig.controller.outcomes[version] == .committed(leftOut: []))
+            rig.expect(version)
+        }
+        let made = tasks.reduce(0) { $0 + rig.plan.outputBytes(of: $1) }
+        #expect(rig.trainers.reduce(0) { $0 + $1.inPlaceBytes } == 3 * made)
+        #expect(rig.trainers.reduce(0) { $0 + $1.sentBytes } > 3 * made)
+    }
+
+    /// Replicas get the same bytes, made once; and where somebody else makes progress nothing is made in its memory.
+    @Test(arguments: [(2, true), (1, false)])
+    func othersAreMadeHereAndWritten(replicas: Int, isManual: Bool) throws {
+        let model = try ModelDescription(
+            name: "block", tensors: [TensorDescription("model.layers.0.mlp.down_proj.weight", [256, 256])])
+        let rig = try Rig(
+            .shm, trainer: ParallelTrainer(fsdp: 1),
+            inference: ParallelInference(replicas: replicas, isQuantised: true), model: model,
+            isManual: isManual)
+        rig.run("joining") { rig.controller.isComplete }
+        try rig.update(to: 1)
+        rig.expect(1)
+        #expect(rig.trainers[0].inPlaceBytes == 0)
+        #expect(rig.trainers[0].sentBytes >= replicas * 256 * 256)
     }
 
     @Test func anotherReplicaTakesOverForALostTrainer() throws {

@@ -4,6 +4,7 @@
 #define CPLATFORM_H
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /// Tells the core that this is a spin loop.
 static inline void te_cpu_relax(void) {
@@ -112,6 +113,15 @@ static inline void te_prefetch_page(const void *start, size_t length, int writes
 /// to others before `te_copy_fence`.
 void te_copy_streaming(void *target, const void *source, size_t length);
 void te_copy_fence(void);
+/// A copy past the cache or not, and what is worth doing a little before it.
+static inline void te_prefetch_copy(const void *target, const void *source, size_t length, int streams) {
+    te_prefetch_page(source, length, 0);
+    if (!streams) te_prefetch_page(target, length, 1);
+}
+static inline void te_copy(void *target, const void *source, size_t length, int streams) {
+    if (streams) te_copy_streaming(target, source, length);
+    else memcpy(target, source, length);
+}
 /// Pages of more bytes are memcpy's, which does not read their targets either: on Intel's processors, with `rep movsb`.
 size_t te_copy_streaming_limit(void);
 
@@ -124,6 +134,16 @@ void te_quantise_block(
 int te_quantise_block_variant(
     int number, const uint16_t *source, size_t stride, size_t rows, size_t columns, uint8_t *target,
     size_t target_stride, float *scale);
+/// Quantises a row of blocks, at most 128 rows and any columns, to a place whose lines are neither read nor kept, and adds the
+/// digest of what it wrote to `digest`. That is one range when `target_stride` is `columns`, which begins at `offset`; else each
+/// row is one, `target_stride` behind the one before. Not visible to others before `te_copy_fence`.
+void te_quantise_rows(
+    const uint16_t *source, size_t stride, size_t rows, size_t columns, uint8_t *target, size_t target_stride,
+    float *scales, uint64_t offset, uint64_t digest[2]);
+/// The same by one of the variants for different processors: 0 to 2. Returns 0 when this processor does not have it.
+int te_quantise_rows_variant(
+    int number, const uint16_t *source, size_t stride, size_t rows, size_t columns, uint8_t *target,
+    size_t target_stride, float *scales, uint64_t offset, uint64_t digest[2]);
 /// The E4M3 code nearest to a number of at most 448 and a rounding error.
 uint8_t te_e4m3(float value);
 

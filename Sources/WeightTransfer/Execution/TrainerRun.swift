@@ -338,26 +338,37 @@ final class TrainerRun {
             entry.record = known.record
             return try send(known.mode, known.record, task, &entry, entryPlace)
         }
+        let first = plan.writes[Int(task.writes.first)]
+        // The digest of what lies at the only receiver already.
+        var made: Digest?
         if task.preparation.isEmpty {
             source = inputs[0].strips
             region = trainer.memory
         } else {
             let base = unsafe staging.baseAddress
-            unsafe Assembly.prepare(
-                task, target, plan.pieces[task.pieces.indices], inputs, work: base + entry.place + parts[0],
-                output: base + output, scales: base + scalePlace)
+            let work = target.hasBlockScales ? entry.place + parts[0] : output
+            let box = unsafe Assembly.assemble(
+                task, target, plan.pieces[task.pieces.indices], inputs, at: base + work)
+            if target.hasBlockScales {
+                made = try quantiseInPlace(task, target, box, first, scalePlace)
+                if made == nil {
+                    unsafe Assembly.quantise(
+                        task.box, box, output: base + output, scales: base + scalePlace)
+                }
+            }
         }
         let scales =
             target.hasBlockScales ? Strips(packed: task.box.scaleBox, at: scalePlace, elementBytes: 4) : nil
-        let first = plan.writes[Int(task.writes.first)]
-        let record = record(task, target, first, source, region, scales)
+        let record = record(task, target, first, source, region, scales, made)
         entry.record = record
         for write in plan.writes[task.writes.indices] {
             guard let slot = targets[write.rank] else { continue }
-            entry.transfers.append(
-                try engine.write(
-                    source, of: region, to: plan.strips(of: task, write), of: slot.memory,
-                    immediate: slot.data))
+            if made == nil {
+                entry.transfers.append(
+                    try engine.write(
+                        source, of: region, to: plan.strips(of: task, write), of: slot.memory,
+                        immediate: slot.data))
+            }
             if let scales, let place = plan.scaleStrips(of: task, write) {
                 entry.transfers.append(
                     try engine.write(scales, of: staging, to: place, of: slot.memory, immediate: slot.data))
@@ -367,16 +378,43 @@ final class TrainerRun {
         try send(.written, record, task, &entry, entryPlace)
     }
 
+    /// Quantises a task that goes to one receiver only, whose memory is mapped here, to where it is to lie: neither its
+    /// bytes nor the lines that it will fill are read. Nil when that cannot be.
+    private func quantiseInPlace(
+        _ task: PlanTask, _ target: Target, _ box: PlacedStrips, _ write: PlanWrite, _ scalePlace: Int
+    ) throws(TransferError) -> Digest? {
+        guard task.writes.count == 1, let slot = targets[write.rank], Assembly.quantisesInPlace(task.box)
+        else { return nil }
+        let place = plan.strips(of: task, write)
+        let scales = unsafe staging.baseAddress + scalePlace
+        var digest: Digest?
+        let isMade = try unsafe engine.write(
+            byteCount: place.offset(place.rowCount - 1) + place.rowBytes - place.first, to: slot.memory,
+            targetOffset: place.first, immediate: slot.data
+        ) { output in
+            digest = unsafe Assembly.quantise(
+                task.box, box, inPlace: output, place, scales: scales,
+                base: write.offset - target.offset(of: task.box))
+        }
+        guard isMade, let digest else { return nil }
+        trainer.inPlaceBytes += place.byteCount
+        return digest
+    }
+
+    /// - Parameter made: The digest of an output that has been counted as one already.
     private func record(
         _ task: PlanTask, _ target: Target, _ first: PlanWrite, _ source: Strips, _ region: MemoryRegion,
-        _ scales: Strips?
+        _ scales: Strips?, _ made: Digest?
     ) -> WeightTrainer.ArrivalRecord {
         let place = plan.strips(of: task, first)
-        var count = Strips.count(source, place)
+        var count = made != nil ? 1 : Strips.count(source, place)
         let memory = unsafe UnsafeRawPointer(region.baseAddress)
         // Receivers digest by the rows of the target.
-        var digest = unsafe source.digest(
-            of: memory, base: first.offset - target.offset(of: task.box), target: place, isWhole: count == 1)
+        var digest =
+            unsafe made
+            ?? source.digest(
+                of: memory, base: first.offset - target.offset(of: task.box), target: place,
+                isWhole: count == 1)
         if let scales, let place = plan.scaleStrips(of: task, first) {
             count += Strips.count(scales, place)
             digest += unsafe scales.digest(

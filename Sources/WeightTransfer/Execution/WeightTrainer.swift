@@ -39,6 +39,9 @@ public final class WeightTrainer {
     public var servedVersion: UInt64? { served.version == 0 ? nil : served.version }
     /// Bytes written to receivers since the beginning.
     public internal(set) var sentBytes = 0
+    /// Of those, the ones that were made in the receiver's memory: quantised, for one receiver only, on the same host, by the
+    /// thread that makes the engine's progress.
+    public internal(set) var inPlaceBytes = 0
     /// Whether tasks whose sources have not changed are left out.
     public var isDelta = true
 

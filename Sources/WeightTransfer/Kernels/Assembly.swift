@@ -53,47 +53,76 @@ enum Assembly {
         }
     }
 
-    /// Makes a task's output.
+    /// Puts the pieces of a task together, when there are several or one lies in another way.
     /// - Parameters:
     ///   - inputs: For each piece where it lies, and its rows there.
-    ///   - work: Room for the pieces put together; used only when they have to be and are quantised afterwards.
-    ///   - output: The box, row after row.
-    ///   - scales: Its scales; used only when it is quantised.
-    static func prepare(
-        _ task: PlanTask, _ target: Target, _ pieces: ArraySlice<PlanPiece>,
-        _ inputs: [PlacedStrips], work: UnsafeMutableRawPointer,
-        output: UnsafeMutableRawPointer, scales: UnsafeMutableRawPointer
-    ) {
-        let isQuantised = target.hasBlockScales
-        let elementBytes = isQuantised ? DataType.bf16.byteCount : target.type.byteCount
-        var from = inputs[0]
-        if !task.preparation.subtracting(.quantise).isEmpty {
-            let place = unsafe isQuantised ? work : output
-            for (piece, input) in zip(pieces, inputs) {
-                let part = target.parts[Int(piece.part)]
-                let strips = Strips(
-                    part.target(of: piece.box), in: task.box, at: 0, elementBytes: elementBytes)
-                if part.isTransposed {
-                    unsafe transpose(input.memory, input.strips, place, strips, elementBytes: elementBytes)
-                } else {
-                    unsafe copy(input.memory, input.strips, place, strips)
-                }
+    ///   - place: Room for the box, row after row.
+    /// - Returns: Where the box lies: at `place`, or where it lay before.
+    static func assemble(
+        _ task: PlanTask, _ target: Target, _ pieces: ArraySlice<PlanPiece>, _ inputs: [PlacedStrips],
+        at place: UnsafeMutableRawPointer
+    ) -> PlacedStrips {
+        guard !task.preparation.subtracting(.quantise).isEmpty else { return inputs[0] }
+        let elementBytes = target.hasBlockScales ? DataType.bf16.byteCount : target.type.byteCount
+        for (piece, input) in zip(pieces, inputs) {
+            let part = target.parts[Int(piece.part)]
+            let strips = Strips(
+                part.target(of: piece.box), in: task.box, at: 0, elementBytes: elementBytes)
+            if part.isTransposed {
+                unsafe transpose(input.memory, input.strips, place, strips, elementBytes: elementBytes)
+            } else {
+                unsafe copy(input.memory, input.strips, place, strips)
             }
-            from = unsafe PlacedStrips(
-                place, Strips(packed: task.box, at: 0, elementBytes: elementBytes))
         }
-        guard isQuantised else { return }
-        for plane in 0..<task.box.planes.count {
-            // The caller's memory: source rows of `columns` BF16 numbers, and room for as many bytes and their scales.
-            let input = unsafe (from.memory + from.strips.offset(plane * from.strips.rows))
-                .assumingMemoryBound(to: UInt16.self)
-            let size = task.box.rows.count * task.box.columns.count
-            let scaleCount = task.box.scaleCount / task.box.planes.count
+        return unsafe PlacedStrips(place, Strips(packed: task.box, at: 0, elementBytes: elementBytes))
+    }
+
+    /// Quantises a box.
+    /// - Parameters:
+    ///   - from: The box, BF16.
+    ///   - output: Room for the codes, row after row.
+    ///   - scales: Room for the scales.
+    static func quantise(
+        _ box: Box, _ from: PlacedStrips, output: UnsafeMutableRawPointer, scales: UnsafeMutableRawPointer
+    ) {
+        for plane in 0..<box.planes.count {
+            let size = box.rows.count * box.columns.count
+            let scaleCount = box.scaleCount / box.planes.count
             unsafe BlockQuantisation.quantise(
-                input, sourceStride: from.strips.stride / 2, rows: task.box.rows.count,
-                columns: task.box.columns.count,
+                from.plane(plane), sourceStride: from.strips.stride / 2, rows: box.rows.count,
+                columns: box.columns.count,
                 to: (output + plane * size).assumingMemoryBound(to: UInt8.self),
                 scales: (scales + 4 * plane * scaleCount).assumingMemoryBound(to: Float.self))
         }
+    }
+
+    /// Whether a box can be quantised to where it is to stay.
+    static func quantisesInPlace(_ box: Box) -> Bool {
+        box.planes.count == 1 && box.columns.count % Target.blockSize == 0
+    }
+
+    /// Quantises a box to where it is to stay.
+    /// - Parameters:
+    ///   - from: The box, BF16.
+    ///   - output: The first byte of its place, whose rows are those of `target`.
+    ///   - scales: Room for the scales.
+    ///   - base: What offsets count from.
+    /// - Returns: What `target.digest` would say of it.
+    static func quantise(
+        _ box: Box, _ from: PlacedStrips, inPlace output: UnsafeMutableRawPointer, _ target: Strips,
+        scales: UnsafeMutableRawPointer, base: Int
+    ) -> Digest {
+        unsafe BlockQuantisation.quantise(
+            from.plane(0), sourceStride: from.strips.stride / 2, rows: box.rows.count,
+            columns: box.columns.count,
+            to: output.assumingMemoryBound(to: UInt8.self), targetStride: target.stride,
+            scales: scales.assumingMemoryBound(to: Float.self), digestedAt: target.first - base)
+    }
+}
+
+extension PlacedStrips {
+    /// The first of the BF16 numbers of a plane.
+    fileprivate func plane(_ number: Int) -> UnsafePointer<UInt16> {
+        unsafe (memory + strips.offset(number * strips.rows)).assumingMemoryBound(to: UInt16.self)
     }
 }

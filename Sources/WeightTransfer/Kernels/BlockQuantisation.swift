@@ -1,4 +1,5 @@
 internal import CPlatform
+internal import TransferCore
 
 /// BF16 to FP8 (E4M3) with one 32-bit scale for each block of 128 rows and 128 columns.
 ///
@@ -34,5 +35,32 @@ package enum BlockQuantisation {
                     scales + blockRow * blockColumns + blockColumn)
             }
         }
+    }
+
+    /// Quantises some rows to where they are to stay: past the cache, and digested on the way.
+    /// - Parameters:
+    ///   - columns: A multiple of 128, so that whole granules of the digest come from the rows of a block.
+    ///   - targetStride: Bytes from one row of the target to the next; `columns` where they follow each other.
+    ///   - offset: Where the first row goes, for the digest.
+    /// - Returns: The digest of what was written: of one range where rows follow each other, else of one for each. Others see
+    ///   the bytes when a write has followed.
+    static func quantise(
+        _ source: UnsafePointer<UInt16>, sourceStride: Int, rows: Int, columns: Int,
+        to target: UnsafeMutablePointer<UInt8>, targetStride: Int, scales: UnsafeMutablePointer<Float>,
+        digestedAt offset: Int
+    ) -> Digest {
+        let size = Target.blockSize
+        var halves: (UInt64, UInt64) = (0, 0)
+        for firstRow in stride(from: 0, to: rows, by: size) {
+            let begin = UInt64(offset + firstRow * targetStride)
+            unsafe withUnsafeMutableBytes(of: &halves) { halves in
+                unsafe te_quantise_rows(
+                    source + firstRow * sourceStride, sourceStride, min(size, rows - firstRow), columns,
+                    target + firstRow * targetStride, targetStride,
+                    scales + firstRow / size * (columns / size),
+                    begin, halves.baseAddress?.assumingMemoryBound(to: UInt64.self))
+            }
+        }
+        return Digest(low: halves.0, high: halves.1)
     }
 }

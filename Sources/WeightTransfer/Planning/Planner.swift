@@ -311,8 +311,8 @@ public struct Planner {
         return plan.excluded.isEmpty ? ranks : ranks.filter { !plan.excluded.contains($0) }
     }
 
-    /// Gives each rank the order of its tasks: one for each receiver in turn, every rank beginning with another
-    /// receiver, so that no
+    /// Gives each rank the order of its tasks: those for a receiver are spread over all of the rank's bytes, so that all
+    /// receivers have everything at about the same time; and every rank begins with another receiver, so that no
     /// receiver gets from all at once.
     private mutating func order() {
         var byOwner: [[Int32]] = Array(repeating: [], count: trainers.worldSize)
@@ -324,15 +324,21 @@ public struct Planner {
                 buckets[plan.writes[Int(task.writes.first)].rank, default: []].append(index)
             }
             let receivers = buckets.keys.sorted()
-            var keyed: [(round: Int, turn: Int, task: Int32)] = []
+            // When, from 0 to 1: tasks of one size come round by round, in each round a receiver at its turn.
+            var keyed: [(time: Double, task: Int32)] = []
             keyed.reserveCapacity(byOwner[rank].count)
             for (position, receiver) in receivers.enumerated() {
                 let turn = (position + receivers.count - rank % receivers.count) % receivers.count
-                for (round, task) in (buckets[receiver] ?? []).enumerated() {
-                    keyed.append((round, turn, task))
+                let tasks = buckets[receiver] ?? []
+                let bytes = tasks.map { Double(plan.outputBytes(of: plan.tasks[Int($0)])) }
+                let total = max(bytes.reduce(0, +), 1)
+                var before = 0.0
+                for (task, bytes) in zip(tasks, bytes) {
+                    keyed.append(((before + bytes * Double(turn) / Double(receivers.count)) / total, task))
+                    before += bytes
                 }
             }
-            keyed.sort { ($0.round, $0.turn) < ($1.round, $1.turn) }
+            keyed.sort { ($0.time, $0.task) < ($1.time, $1.task) }
             plan.sequences[rank] = keyed.map { .task($0.task) }
         }
     }
