@@ -86,6 +86,7 @@ test: setup lint
 	dev/check-doc-blocks $(TE)
 	$(MAKE) test-operations
 	$(TE) sim --scenario all --seeds 1..200
+	python3 Benchmarks/weights/predict.py $(TE) --check
 	$(TE) demo --quick
 	$(TE) kv soak --seconds 30 --etcd
 	$(TE) kv soak --seconds 30 --etcd --provider tcp

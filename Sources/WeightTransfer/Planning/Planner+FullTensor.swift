@@ -1,7 +1,9 @@
 internal import TransferCore
 
 // The order that the paper describes: each parameter is gathered whole on the ranks of its mesh, projections are fused and
-// quantised there, and the ranks that have the result share the writes.
+// quantised there, and the ranks that have the result share the writes. Of the ranks that could, those gather a parameter that
+// have least to send; but what experts have goes to them in turn, so that some gather only what is fused: the rank of the
+// paper's table gathers twice for each fusion, and nothing else.
 extension Planner {
     mutating func addGathered() throws(TransferError) {
         guard options.excluded.isEmpty else {
@@ -17,7 +19,8 @@ extension Planner {
             for (key, members) in grouped(where: { isExpert[$0] == wanted }) {
                 let mesh = trainers.meshes[trainers.tensors[key[0]].mesh]
                 let groups = Self.replicaGroups(mesh, trainers.tensors[key[0]].placements)
-                let group = groups[turns[trainers.tensors[key[0]].mesh, default: 0] % groups.count]
+                let turn = turns[trainers.tensors[key[0]].mesh, default: 0] % groups.count
+                let group = wanted ? groups[turn] : leastLoaded(groups)
                 turns[trainers.tensors[key[0]].mesh, default: 0] += 1
                 for tensor in key {
                     plan.gathers.append(PlanGather(tensor: Int32(tensor), ranks: group))
@@ -27,6 +30,13 @@ extension Planner {
             }
         }
         plan.sequences = steps
+    }
+
+    /// The ranks that have least to send so far.
+    private func leastLoaded(_ groups: [[Int32]]) -> [Int32] {
+        groups.min { left, right in
+            left.reduce(0) { $0 + load[Int($1)] } < right.reduce(0) { $0 + load[Int($1)] }
+        } ?? []
     }
 
     /// Targets that are made of the same parameters, with those parameters, in order.

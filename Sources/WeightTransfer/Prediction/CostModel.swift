@@ -9,7 +9,7 @@ public struct CostModel: Hashable, Sendable {
     /// GPUs of a host among each other.
     public var nodeRate = 450e9
     /// From host memory, where shards lie when they are offloaded, to the GPU. Fitted: 184 ms for the shards of a rank.
-    public var loadRate = 62e9
+    public var loadRate = 64e9
     /// Starting a copy.
     public var loadSeconds = 10e-6
     /// Starting a collective.
@@ -23,8 +23,8 @@ public struct CostModel: Hashable, Sendable {
     /// Submitting a write, with its scales. Given: 23 us.
     public var submitSeconds = 23e-6
     /// Ranks differ: each one's host needs 1 to 1 + skew times as long for loading and for starting things. Fitted: 42 ms of
-    /// writes that nothing hides. Waiting hardly depends on it: it comes from the order.
-    public var skew = 0.58
+    /// writes that nothing hides. Waiting hardly depends on it: it comes from who gathers what.
+    public var skew = 0.82
     /// What decides which ranks are slow.
     public var seed: UInt64 = 1
 

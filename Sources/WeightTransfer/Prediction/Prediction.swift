@@ -2,16 +2,15 @@ internal import TransferCore
 
 /// How long a plan takes, and what each rank does meanwhile, by a cost model.
 ///
-/// Trainer ranks go through their steps. With full tensors one thread does everything and only the network works
-/// beside it, as in the
-/// paper's breakdown; direct plans run as a pipeline of loading, preparing, submitting and writing. NICs carry what
-/// they are given in
-/// order, on both sides; a receiver takes from several senders at a time, as fast as its NIC can.
+/// Trainer ranks go through their steps. With full tensors a device does one thing after the other, and a thread beside it
+/// submits the writes of what an event says is ready, as the paper describes it; direct plans run as a pipeline of loading,
+/// preparing, submitting and writing. NICs carry what they are given in order, on both sides; a receiver takes from several
+/// senders at a time, as fast as its NIC can.
 public struct Prediction: Hashable, Sendable {
     /// What time is spent on.
     public enum Stage: String, Hashable, Sendable, CaseIterable {
         case load, gather, fuse, quantise, submit
-        /// For other ranks.
+        /// For other ranks. With full tensors: what all others leave of the time, as in the paper's breakdown.
         case wait
         /// Writes that nothing hides.
         case rest
@@ -66,7 +65,7 @@ private struct Predictor {
     /// How much slower than the fastest each rank's host is.
     private var slowness: [Double]
     private var position: [Int]
-    /// When each of a rank's own resources is free: with full tensors all are the same one.
+    /// When each of a rank's own resources is free; with full tensors the device loads as well.
     private var loader: [Double]
     private var device: [Double]
     private var host: [Double]
@@ -126,7 +125,7 @@ private struct Predictor {
 
     private mutating func advance(_ rank: Int32) {
         position[Int(rank)] += 1
-        heap.push(host[Int(rank)], rank)
+        heap.push(plan.policy == .direct ? host[Int(rank)] : device[Int(rank)], rank)
     }
 
     private mutating func note(_ stage: Prediction.Stage, _ rank: Int, _ begin: Double, _ end: Double) {
@@ -144,7 +143,7 @@ private struct Predictor {
     private mutating func join(_ index: Int32, _ rank: Int32) {
         let gather = plan.gathers[Int(index)]
         let tensor = plan.model.tensors[Int(gather.tensor)]
-        let begin = host[Int(rank)]
+        let begin = device[Int(rank)]
         let bytes = Double(tensor.byteCount) / Double(gather.ranks.count)
         let end = begin + (model.loadSeconds + bytes / model.loadRate) * slowness[Int(rank)]
         note(.load, Int(rank), begin, end)
@@ -159,7 +158,7 @@ private struct Predictor {
         for (member, time) in waiting {
             note(.wait, Int(member), time, start)
             note(.gather, Int(member), start, start + seconds)
-            host[Int(member)] = start + seconds
+            device[Int(member)] = start + seconds
             // What a collective takes of the NIC, writes do not get.
             if isRemote {
                 sender[Int(member)] = max(sender[Int(member)], start) + others / model.nicRate
@@ -170,14 +169,14 @@ private struct Predictor {
 
     private mutating func serial(_ task: PlanTask) {
         let rank = Int(task.owner)
-        var now = host[rank]
+        var now = device[rank]
         let input = Double(plan.inputBytes(of: task))
         if task.preparation.contains(.fuse) { now = spend(.fuse, rank, now, input / model.fuseRate) }
         if task.preparation.contains(.quantise) {
             now = spend(.quantise, rank, now, input / model.quantiseRate)
         }
-        host[rank] = now
-        write(task, from: now)
+        device[rank] = now
+        write(task, from: max(host[rank], now))
     }
 
     private mutating func spend(
@@ -243,8 +242,14 @@ private struct Predictor {
         let ranks = position.indices.filter { !plan.sequences[$0].isEmpty }
         result.seconds = max(lastWrite.max() ?? 0, host.max() ?? 0)
         for rank in ranks {
-            note(.rest, rank, host[rank], lastWrite[rank])
-            note(.wait, rank, max(host[rank], lastWrite[rank]), result.seconds)
+            let end = plan.policy == .direct ? host[rank] : max(host[rank], device[rank])
+            note(.rest, rank, end, lastWrite[rank])
+            note(.wait, rank, max(end, lastWrite[rank]), result.seconds)
+            guard plan.policy == .fullTensor, let wait = Prediction.Stage.allCases.firstIndex(of: .wait)
+            else {
+                continue
+            }
+            totals[rank][wait] += result.seconds - totals[rank].reduce(0, +)
         }
         for (index, stage) in Prediction.Stage.allCases.enumerated() where !ranks.isEmpty {
             result.stages[stage] = ranks.reduce(0) { $0 + totals[$1][index] } / Double(ranks.count)
