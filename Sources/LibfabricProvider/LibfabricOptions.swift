@@ -50,7 +50,7 @@ public struct LibfabricOptions: Hashable, Sendable {
 /// Sizes that were chosen by measurement; the design document has the numbers.
 public enum Tuning {
     /// Default of `LibfabricOptions.frameThreshold`.
-    public static let frameThreshold = 16384
+    public static let frameThreshold = 12288
     /// Bytes of a frame when small writes are framed.
     static let frameBytes = 65536
     /// Bytes of a frame that carries messages only: one of the largest size.
