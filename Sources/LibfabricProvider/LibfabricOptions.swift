@@ -49,8 +49,8 @@ public struct LibfabricOptions: Hashable, Sendable {
 
 /// Sizes that were chosen by measurement; the design document has the numbers.
 public enum Tuning {
-    /// Default of `LibfabricOptions.frameThreshold`. Frames are copied on both sides: pages of 8 KiB go at 1.3 times raw libfabric's
-    /// rate in them, pages of 16 KiB between cores that share no cache at 0.6, and by themselves at 0.94.
+    /// Default of `LibfabricOptions.frameThreshold`. Frames are copied on both sides: pages of 8 KiB go at 1.3 times raw
+    /// libfabric's rate in them; pages of 16 KiB, between cores that share no cache, at 0.6, and by themselves at 0.94.
     public static let frameThreshold = 12288
     /// Bytes of a frame when small writes are framed.
     static let frameBytes = 65536
