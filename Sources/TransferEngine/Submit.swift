@@ -87,22 +87,22 @@ extension TransferEngine {
 
     /// Carries out a write below `leastStriped` on one NIC without taking a slot, by posting or filling what is in `batch`.
     /// False when that NIC does not complete it at once or takes nothing now, when others wait, or when there are several
-    /// classes: then it goes the ordinary way.
+    /// classes: then it goes the ordinary way. `sentBytes` of its `byteCount` are what it sends.
     @inline(__always)
     func doAtOnce(
         source: UInt, _ localIndex: UInt32, _ byteCount: Int, _ attachment: UInt32,
-        _ targetOffset: Int, _ immediate: Immediate?, leastStriped: Int,
+        _ targetOffset: Int, _ immediate: Immediate?, leastStriped: Int, sentBytes: Int,
         start: (borrowing HeldDomain) -> Bool
     ) -> Bool {
         doAtOnce(
             source, localIndex, byteCount, group.attachments[attachment], targetOffset, immediate,
-            leastStriped, start)
+            leastStriped, sentBytes, start)
     }
 
     @inline(__always)
     private func doAtOnce(
         _ source: UInt, _ localIndex: UInt32, _ byteCount: Int, _ attachment: borrowing Attachment,
-        _ targetOffset: Int, _ immediate: Immediate?, _ leastStriped: Int,
+        _ targetOffset: Int, _ immediate: Immediate?, _ leastStriped: Int, _ sentBytes: Int,
         _ start: (borrowing HeldDomain) -> Bool
     ) -> Bool {
         guard attachment.completesAtOnce, UInt64(byteCount) <= attachment.maximumWriteBytes,
@@ -125,8 +125,8 @@ extension TransferEngine {
             targetOffset: UInt64(truncatingIfNeeded: targetOffset), immediate: immediate?.value ?? 0,
             eighths: immediate == nil ? 0 : Eighths.whole)
         guard start(group.domains[domain]) else { return false }
-        group.recorder.wroteAtOnce(byteCount)
-        group.tallyAtOnce(byteCount, domain, attachment.peer)
+        group.recorder.wroteAtOnce(sentBytes)
+        group.tallyAtOnce(sentBytes, domain, attachment.peer)
         return true
     }
 

@@ -32,7 +32,7 @@ extension TransferEngine {
             doAtOnce(
                 source: source.address + UInt(sourceOffset), source.index, byteCount, attachment,
                 targetOffset,
-                immediate, leastStriped: 2 * group.planner.stripeBytes,
+                immediate, leastStriped: 2 * group.planner.stripeBytes, sentBytes: byteCount,
                 start: { $0.post(firstOf: group.batch) })
         {
             return .complete
@@ -50,24 +50,24 @@ extension TransferEngine {
     /// Makes the bytes of a write where they are to lie, in place of making them here and copying them; the receiver counts
     /// `immediate` once, and sees the bytes then.
     ///
-    /// `body` gets the address of the target's byte `targetOffset` in this process, and has `byteCount` bytes there until it
-    /// returns. It need not write all of them, must not call the engine, and may write past the cache. Complete when this
-    /// returns.
+    /// `body` gets the address of the target's byte `targetOffset` in this process, and has `spanBytes` bytes there until it
+    /// returns. It writes `byteCount` of them, must not call the engine, and may write past the cache. Complete when this
+    /// returns. What is counted as sent is `byteCount`.
     /// - Returns: Whether `body` was called. Not where the peer's memory is not mapped in this process (it is on another host, or
     ///   the caller's own) or has been revoked, on another thread than the one that makes progress, and while writes wait
     ///   in line: make the bytes in a region then, and write them from there.
     /// - Throws: what is wrong with the arguments, as `write` does.
     /// - Complexity: O(1), and that of `body`.
     package func write(
-        byteCount: Int, to target: RemoteMemory, targetOffset: Int, immediate: Immediate,
+        byteCount: Int, spanBytes: Int, to target: RemoteMemory, targetOffset: Int, immediate: Immediate,
         making body: (UnsafeMutableRawPointer) -> Void
     ) throws(TransferError) -> Bool {
-        try check(target, targetOffset, byteCount)
+        try check(target, targetOffset, spanBytes)
         guard isProgressThread else { return false }
         // As for a write without data: nothing is read.
         return doAtOnce(
-            source: group.regions[0].base, 0, byteCount, target.index, targetOffset, immediate,
-            leastStriped: .max,
+            source: group.regions[0].base, 0, spanBytes, target.index, targetOffset, immediate,
+            leastStriped: .max, sentBytes: byteCount,
             start: { unsafe $0.fill(firstOf: group.batch, body) })
     }
 

@@ -52,18 +52,27 @@ import TransferCore
         }
         let region = try owner.allocate(byteCount: 4096)
         let there = try writer.attach(owner.descriptor(of: region))
-        let isMade = try writer.write(byteCount: 100, to: there, targetOffset: 3996, immediate: 7) { place in
-            memset(place, 0xAB, 100)
+        let isMade = try writer.write(
+            byteCount: 90, spanBytes: 100, to: there, targetOffset: 3996, immediate: 7
+        ) { place in
+            for half in [place, place + 55] { memset(half, 0xAB, 45) }
             #expect(owner.count(of: 7) == 0)
         }
         #expect(isMade)
         #expect(owner.count(of: 7) == 1)
-        #expect(region.bytes[3995] == 0 && region.bytes[3996...].allSatisfy { $0 == 0xAB })
+        #expect(
+            region.bytes.indices.allSatisfy { index in
+                region.bytes[index] == ((3996..<4041).contains(index) || index >= 4051 ? 0xAB : 0)
+            })
+        // Rows with gaps between them: only they are sent.
+        #expect(writer.statistics().nics[0].bytes == 90)
         var calls = 0
         // Behind the end, and before the beginning.
         for (count, offset) in [(101, 3996), (1, 4096), (1, -1), (-1, 0)] {
             let error = #expect(throws: TransferError.self) {
-                try writer.write(byteCount: count, to: there, targetOffset: offset, immediate: 7) { _ in
+                try writer.write(
+                    byteCount: count, spanBytes: count, to: there, targetOffset: offset, immediate: 7
+                ) { _ in
                     calls += 1
                 }
             }
@@ -75,13 +84,18 @@ import TransferCore
             let local = try owner.register(bytes)
             let other = try writer.attach(owner.descriptor(of: local))
             #expect(
-                try !writer.write(byteCount: 8, to: other, targetOffset: 0, immediate: 7) { _ in calls += 1 })
+                try !writer.write(byteCount: 8, spanBytes: 8, to: other, targetOffset: 0, immediate: 7) { _ in
+                    calls += 1
+                })
             try writer.detach(other)
             try owner.deregister(local)
         }
         // What has been revoked is not written into.
         _ = try owner.revoke(region)
-        #expect(try !writer.write(byteCount: 8, to: there, targetOffset: 0, immediate: 7) { _ in calls += 1 })
+        #expect(
+            try !writer.write(byteCount: 8, spanBytes: 8, to: there, targetOffset: 0, immediate: 7) { _ in
+                calls += 1
+            })
         #expect(calls == 0 && owner.count(of: 7) == 1)
     }
 
@@ -96,7 +110,10 @@ import TransferCore
         let region = try owner.allocate(byteCount: 4096)
         let there = try writer.attach(owner.descriptor(of: region))
         var calls = 0
-        #expect(try !writer.write(byteCount: 8, to: there, targetOffset: 0, immediate: 7) { _ in calls += 1 })
+        #expect(
+            try !writer.write(byteCount: 8, spanBytes: 8, to: there, targetOffset: 0, immediate: 7) { _ in
+                calls += 1
+            })
         #expect(calls == 0 && owner.count(of: 7) == 0)
     }
 

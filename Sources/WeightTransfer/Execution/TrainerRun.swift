@@ -389,7 +389,8 @@ final class TrainerRun {
         let scales = unsafe staging.baseAddress + scalePlace
         var digest: Digest?
         let isMade = try unsafe engine.write(
-            byteCount: place.offset(place.rowCount - 1) + place.rowBytes - place.first, to: slot.memory,
+            byteCount: place.byteCount,
+            spanBytes: place.offset(place.rowCount - 1) + place.rowBytes - place.first, to: slot.memory,
             targetOffset: place.first, immediate: slot.data
         ) { output in
             digest = unsafe Assembly.quantise(

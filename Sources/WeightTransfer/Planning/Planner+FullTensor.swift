@@ -2,8 +2,8 @@ internal import TransferCore
 
 // The order that the paper describes: each parameter is gathered whole on the ranks of its mesh, projections are fused and
 // quantised there, and the ranks that have the result share the writes. Of the ranks that could, those gather a parameter that
-// have least to send; but what experts have goes to them in turn, so that some gather only what is fused: the rank of the
-// paper's table gathers twice for each fusion, and nothing else.
+// have least to send; but what experts have goes to them in turn, so that some gather only what is fused. The latter is our
+// reading: the rank of the paper's table gathers twice for each fusion, and nothing else.
 extension Planner {
     mutating func addGathered() throws(TransferError) {
         guard options.excluded.isEmpty else {
